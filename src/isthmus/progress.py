@@ -1,0 +1,184 @@
+"""Progress of whatever takes over two seconds: bars on a terminal, plain lines elsewhere, on stderr.
+
+A library stays silent; the command line calls `enable()`. Long loops say what they do either way:
+
+    for batch in progress.track(loader, "statistics", unit="batches"):
+        ...
+
+    with progress.task("writing", total=size, unit="bytes") as advance:
+        advance(len(block))
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+
+PATIENCE = 2.0  # seconds before a task is worth a word (style rule 12)
+INTERVAL = 10.0  # seconds between two plain lines of one task: a log is read, not watched
+
+_enabled = False
+
+
+def enable() -> None:
+    """Show progress from now on (the command line does; a library does not)."""
+    global _enabled
+    _enabled = True
+
+
+def disable() -> None:
+    """Show nothing from now on, which is the default."""
+    global _enabled
+    _enabled = False
+
+
+def track(items: Iterable[T], label: str, *, total: int | None = None, unit: str = "steps") -> Iterator[T]:
+    """Iterate over `items`, one step each.
+
+    Args:
+        items: anything iterable.
+        label: what is being done, in two or three words.
+        total: number of items; by default `len(items)` where that exists.
+        unit: plural noun of what is counted.
+
+    Yields:
+        The items, unchanged.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with task(label, total=total, unit=unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def task(label: str, *, total: int | None = None, unit: str = "steps") -> Iterator[Advance]:
+    """A stretch of work that reports how much of it is done.
+
+    Args:
+        label: what is being done, in two or three words.
+        total: how much there is to do, where known.
+        unit: plural noun of what is counted; "bytes" are shown as kB, MB, ...
+
+    Yields:
+        A function that takes the amount just done.
+    """
+    if not _enabled:
+        yield lambda amount: None
+        return
+    meter = _Meter(label, total, unit)
+    display = _bars if sys.stderr.isatty() else _lines
+    with display(meter) as show:
+
+        def advance(amount: int) -> None:
+            meter.done += amount
+            if meter.seconds >= PATIENCE:
+                show()
+
+        yield advance
+
+
+class _Meter:
+    """What both displays print: an amount, a rate, the time left."""
+
+    def __init__(self, label: str, total: int | None, unit: str):
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def amount(self, number: float) -> str:
+        return decimal(int(number)) if self.unit == "bytes" else f"{number:.3g}" if number < 10 else f"{number:.0f}"
+
+    def status(self) -> str:
+        rate = self.done / max(self.seconds, 1e-9)
+        done = self.amount(self.done) if self.total is None else f"{self.amount(self.done)}/{self.amount(self.total)}"
+        parts = [done if self.unit == "bytes" else f"{done} {self.unit}", f"{self.amount(rate)}/s"]
+        if self.total is not None and 0 < self.done < self.total:
+            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+        return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+@contextmanager
+def _lines(meter: _Meter) -> Iterator[Callable[[], None]]:
+    """One line now and then, and a last one."""
+    said = float("-inf")
+
+    def show() -> None:
+        nonlocal said
+        if meter.seconds - said >= INTERVAL:
+            said = meter.seconds
+            print(f"{meter.label}: {meter.status()}", file=sys.stderr, flush=True)
+
+    yield show
+    if meter.seconds >= PATIENCE:
+        print(f"{meter.label}: {meter.status()}, took {_clock(meter.seconds)}", file=sys.stderr, flush=True)
+
+
+class _Status(ProgressColumn):
+    """A meter's own words, so that bars and lines say the same."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["meter"].status())
+
+
+_board: Progress | None = None  # a terminal has one live region: all bars share it
+_bars_shown = 0
+_lock = threading.RLock()
+
+
+@contextmanager
+def _bars(meter: _Meter) -> Iterator[Callable[[], None]]:
+    """A bar on the shared board, from its first showing until the task ends."""
+    global _board, _bars_shown
+    board: Progress | None = None
+    bar = None
+
+    def show() -> None:
+        nonlocal board, bar
+        global _board, _bars_shown
+        with _lock:
+            if board is None:
+                if _board is None:
+                    _board = Progress(
+                        TextColumn("{task.description}"), BarColumn(), _Status(), console=Console(stderr=True)
+                    )
+                    _board.start()
+                board, _bars_shown = _board, _bars_shown + 1
+                bar = board.add_task(meter.label, total=meter.total, meter=meter)
+            assert bar is not None
+            board.update(bar, completed=meter.done)
+
+    try:
+        yield show
+    finally:
+        with _lock:
+            if board is not None:
+                assert bar is not None
+                board.stop_task(bar)
+                _bars_shown -= 1
+                if _bars_shown == 0:
+                    board.stop()
+                    _board = None
