@@ -1,0 +1,24 @@
+"""The symmetry of a model, read off its program and verified."""
+
+from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf
+from isthmus.symmetry.gather import Orders, reorder
+from isthmus.symmetry.graph import Fixed, Member, Space, SymmetryGraph
+from isthmus.symmetry.rules import rule
+from isthmus.symmetry.trace import trace
+from isthmus.symmetry.verify import Verification
+
+__all__ = [
+    "Axis",
+    "Blocks",
+    "Concat",
+    "Fixed",
+    "Leaf",
+    "Member",
+    "Orders",
+    "Space",
+    "SymmetryGraph",
+    "Verification",
+    "reorder",
+    "rule",
+    "trace",
+]

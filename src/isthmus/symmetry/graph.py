@@ -1,0 +1,159 @@
+"""The symmetry of a model: its spaces, who writes and reads them, and what is fixed and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from isthmus.program import Program
+from isthmus.symmetry.axes import Axis, spaces
+
+if TYPE_CHECKING:
+    from isthmus.program.batches import Inputs
+    from isthmus.symmetry.verify import Verification
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one weight that carries a space.
+
+    Attributes:
+        key: the weight's key in the state dict.
+        axis: which of its dimensions.
+        role: "writes" where the weight makes the space's units, "reads" where it contracts them,
+            "statistic" for the running statistics of a norm.
+    """
+
+    key: str
+    axis: int
+    role: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """An index set that may be reordered without changing the function.
+
+    Attributes:
+        name: taken from the first weight that writes it.
+        size: number of units.
+        group: the transformations that leave the function alone.
+        within: outer spaces whose every index has an order of its own here (heads, groups).
+        marks: operations that act on it elementwise.
+        members: the weight axes that carry it.
+    """
+
+    name: str
+    size: int
+    group: str = "permutation"
+    within: tuple[str, ...] = ()
+    marks: frozenset[str] = frozenset()
+    members: tuple[Member, ...] = ()
+
+    def __str__(self) -> str:
+        inside = f" within {', '.join(self.within)}" if self.within else ""
+        return f"{self.name}: {self.size}, {self.group}{inside}"
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A part of a weight axis that may not be reordered, and why."""
+
+    key: str
+    axis: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SymmetryGraph:
+    """What may be moved in a model without changing its function.
+
+    Attributes:
+        program: the program it was read from.
+        spaces: name -> space, outer ones before what is within them.
+        layout: weight key -> its axes.
+        values: value name -> its axes.
+        fixed: the weight axes (or parts of them) that stay.
+        unknown: operations without a rule -> where they were met.
+    """
+
+    program: Program
+    spaces: dict[str, Space]
+    layout: dict[str, tuple[Axis, ...]]
+    values: dict[str, tuple[Axis, ...]]
+    fixed: tuple[Fixed, ...] = ()
+    unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def coverage(self) -> float:
+        """Share of the parameters that have an axis on which something moves."""
+        counts = {
+            key: _count(self.program.shapes[key]) for key in self.layout if key not in self.program.buffers
+        }
+        moved = sum(n for key, n in counts.items() if any(spaces(axis) for axis in self.layout[key]))
+        return moved / max(sum(counts.values()), 1)
+
+    def verify(
+        self,
+        model: nn.Module | Mapping[str, Tensor] | None = None,
+        example: Inputs | None = None,
+        *,
+        seed: int = 0,
+        each: bool = True,
+    ) -> Verification:
+        """Draw random elements, apply them to a redrawn copy of the model, compare the outputs.
+
+        The check runs in float64 on a copy whose every parameter is redrawn at a scale at which
+        each path contributes. The model's own weights are a second check.
+
+        Args:
+            model: the model, or its state dict; None to check on redrawn weights only.
+            example: inputs as for `trace`; None for random ones of the traced shapes.
+            seed: of the weights and elements drawn.
+            each: also move each space alone (one forward pass per space).
+
+        Returns:
+            The largest relative output error, and the spaces that the output does not see.
+        """
+        from isthmus.symmetry.verify import verify
+
+        return verify(self, model, example, seed=seed, each=each)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.spaces), default=5)
+        lines = [
+            f"{len(self.spaces)} spaces, {self.coverage:.1%} of the parameters move",
+            *(
+                f"  {space.name:<{width}}  {space.size:>6}  {space.group}"
+                + (f" within {', '.join(space.within)}" if space.within else "")
+                + "\n"
+                + _members(space, width)
+                for space in self.spaces.values()
+            ),
+        ]
+        if self.unknown:
+            lines.append("operations without a rule (what they touch is fixed):")
+            lines += [f"  {name} at {', '.join(places[:3])}" for name, places in self.unknown.items()]
+        return "\n".join(lines)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _members(space: Space, width: int) -> str:
+    indent = " " * (width + 4)
+    lines = []
+    for role in ("writes", "reads", "statistic"):
+        found = [f"{m.key}[{m.axis}]" for m in space.members if m.role == role]
+        if found:
+            shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+            lines.append(f"{indent}{role}: {shown}")
+    return "\n".join(lines)

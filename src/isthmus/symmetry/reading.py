@@ -1,0 +1,301 @@
+"""Reading a program: one pass over its nodes that infers the term of every dimension."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import pkgutil
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from isthmus.program import Program
+from isthmus.symmetry import algebra, rules
+from isthmus.symmetry.rules import Axes
+from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, size
+
+Role = str
+
+
+class Reading:
+    """The terms of a program's values while it is read; what rules work with.
+
+    Attributes:
+        program: what is read.
+        unknown: operations without a rule -> the nodes where they were met.
+        roles: (placeholder, axis) -> "reads" for the contracted axes of a weight, "writes" for the rest.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.unknown: dict[str, list[str]] = {}
+        self.roles: dict[tuple[str, int], Role] = {}
+        self.statistics: set[str] = set()
+        self._axes: dict[str, Axes | list[Axes] | None] = {}
+        self._node: fx.Node | None = None
+
+    # -- what rules use ----------------------------------------------------------------------
+
+    def axes(self, node: object) -> Axes:
+        """The terms of a tensor value, one per dimension."""
+        assert isinstance(node, fx.Node), f"{node!r} is no value"
+        found = self._axes[node.name]
+        assert found is not None and not (found and isinstance(found[0], list)), f"{node} is no tensor"
+        return list(found)  # type: ignore[arg-type]
+
+    def results(self, node: fx.Node) -> list[Axes]:
+        """The terms of each result of an operation that returns several tensors."""
+        found = self._axes[node.name]
+        assert found is not None
+        return found  # type: ignore[return-value]
+
+    def shape(self, node: object) -> tuple[int, ...]:
+        """The sizes of a value at the example's batch size."""
+        assert isinstance(node, fx.Node)
+        return tuple(int(n) for n in node.meta["val"].shape)
+
+    def unify(self, left: Term, right: Term) -> None:
+        """Make two dimensions one index set; where they cannot be aligned both freeze."""
+        algebra.unify(left, right, self.place)
+
+    def freeze(self, terms: Iterable[Term]) -> None:
+        """Allow only the identity on these dimensions."""
+        for term in terms:
+            algebra.freeze(term, self.place)
+
+    def new(self, count: int) -> Atom:
+        """A dimension of which nothing is known."""
+        return Atom(count)
+
+    def alike(self, count: int) -> Atom:
+        """A dimension whose indices all hold the same (copies, zeros): any order will do."""
+        return Atom(count, within=None)
+
+    def fixed(self, count: int) -> Atom:
+        """A dimension whose indices have names (pixels, classes, positions)."""
+        return Atom(count, frozen=True, reason=self.place)
+
+    def factor(self, term: Term, outer: int) -> tuple[Term, Term]:
+        """Write a dimension as outer x inner; where that is impossible it freezes."""
+        halves = algebra.factor(term, outer)
+        if halves is None:
+            algebra.freeze(term, self.place)
+            return self.fixed(outer), self.fixed(size(term) // outer)
+        return halves
+
+    def mix(self, axes: Axes, dims: Iterable[int]) -> None:
+        """Note that the operation mixes values along `dims`: nothing may differ along them.
+
+        What is inside a head may be ordered per head only as long as heads are never mixed.
+        """
+        chosen = {d % len(axes) for d in dims}
+        mixed = {a for d in chosen for a in algebra.atoms(algebra.canon(axes[d]))}
+        for index, term in enumerate(axes):
+            if index not in chosen:
+                self.share(term, mixed)
+
+    def share(self, term: Term, mixed: set[Atom]) -> None:
+        """Let the atoms of a term no longer depend on those of `mixed`."""
+        flat = algebra.canon(term)
+        if isinstance(flat, Case):
+            collapse(flat, self.place)
+            flat = algebra.canon(flat)
+        for atom in algebra.atoms(flat):
+            context = algebra.within(atom)
+            if context is not None and context & mixed:
+                atom.within = context - mixed
+
+    def reads(self, node: object, axis: int) -> None:
+        """Note that a weight's axis is contracted with its input."""
+        if isinstance(node, fx.Node):
+            if node.target in (torch.ops.aten.t.default, torch.ops.aten.transpose.int):
+                self.reads(node.args[0], 1 - axis)
+            self.roles[(node.name, axis)] = "reads"
+
+    def mark(self, axes: Iterable[Term], name: str) -> None:
+        """Note that an elementwise operation acts on these dimensions."""
+        for term in axes:
+            for atom in algebra.atoms(algebra.canon(term)):
+                if not atom.frozen:
+                    atom.marks = atom.marks | {name}
+
+    @property
+    def place(self) -> str:
+        return self.program.origin[self._node.name] if self._node is not None else "input"
+
+    # -- the pass ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Read every node in order."""
+        for module in pkgutil.iter_modules(rules.__path__):
+            importlib.import_module(f"{rules.__name__}.{module.name}")
+        for node in self.program.graph.nodes:
+            self._node = node
+            if node.op == "placeholder":
+                self._axes[node.name] = self._placeholder(node)
+            elif node.op == "call_function":
+                self._axes[node.name] = self._call(node)
+        self._node = None
+        for name in self.program.outputs:
+            if name is not None and self.program.is_tensor(name):
+                for term in self.axes(self.program.nodes[name]):
+                    algebra.freeze(term, "output")
+        self._settle()
+
+    def _placeholder(self, node: fx.Node) -> Axes | None:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return None
+        key = self.program.weights.get(node.name)
+        if key is not None and (key not in self.program.buffers or self._is_statistic(node)):
+            return [self.alike(n) for n in self.shape(node)]
+        if key is None and node.name not in self.program.constants:
+            return [Atom(n, frozen=True, reason="input") for n in self.shape(node)]
+        # Constants are the program's, not the model's: they may not be reordered.
+        constant = self.program.constants.get(node.name)
+        return [
+            self.alike(n)
+            if constant is not None and not constant.is_meta and _constant_along(constant, dim)
+            else Atom(n, frozen=True, reason=f"constant {key or node.name}")
+            for dim, n in enumerate(self.shape(node))
+        ]
+
+    def _is_statistic(self, node: fx.Node) -> bool:
+        """Whether a buffer holds running statistics of a norm: those move with their channels."""
+        norms = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
+        found = bool(node.users) and all(
+            user.target in norms and node in user.args[3:5] for user in node.users
+        )
+        if found:
+            self.statistics.add(node.name)
+        return found
+
+    def _call(self, node: fx.Node) -> Axes | list[Axes] | None:
+        value = node.meta.get("val")
+        if node.target is operator.getitem:
+            source, index = node.args
+            assert isinstance(source, fx.Node) and isinstance(index, int)
+            results = self._axes[source.name]
+            return None if results is None else results[index]  # type: ignore[return-value]
+        if not isinstance(value, (Tensor, tuple, list)):
+            return None
+        function = rules.TABLE.get(node.target)
+        if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            function = rules.TABLE["pointwise"]
+        if function is not None:
+            made = function(self, node)
+            if made is not None:
+                return list(made)  # type: ignore[arg-type]
+        else:
+            self.unknown.setdefault(str(node.target), []).append(node.name)
+        return self.give_up(node)
+
+    def give_up(self, node: fx.Node) -> Axes | list[Axes] | None:
+        """Freeze every dimension that a node touches."""
+        for argument in node.all_input_nodes:
+            if isinstance(argument.meta.get("val"), Tensor):
+                self.freeze(self.axes(argument))
+            elif self._axes.get(argument.name) is not None:
+                for axes in self.results(argument):
+                    self.freeze(axes)
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            return [self.fixed(int(n)) for n in value.shape]
+        if isinstance(value, (tuple, list)):
+            return [
+                [self.fixed(int(n)) for n in item.shape] if isinstance(item, Tensor) else []
+                for item in value
+            ]
+        return None
+
+    def _settle(self) -> None:
+        """Until nothing changes: what depends on an index set that a tensor lacks is shared."""
+        tensors = [axes for axes in self._all() if any(not _plain(term) for term in axes)]
+        changed = True
+        while changed:
+            changed = False
+            for axes in tensors:
+                changed |= settle(axes)
+
+    def _all(self) -> Iterable[Axes]:
+        for found in self._axes.values():
+            if not found:
+                continue
+            if isinstance(found[0], list):
+                yield from found  # type: ignore[misc]
+            else:
+                yield found  # type: ignore[misc]
+
+
+def _plain(term: Term) -> bool:
+    """Whether a term can never need settling: an atom that depends on nothing."""
+    flat = algebra.canon(term)
+    return isinstance(flat, Atom) and (flat.frozen or not flat.within)
+
+
+def _constant_along(tensor: Tensor, dim: int) -> bool:
+    return bool((tensor == tensor.narrow(dim, 0, 1)).all()) if tensor.numel() else True
+
+
+def collapse(case: Case, reason: str) -> None:
+    """Let a term no longer differ along its key."""
+    first = case.branches[0][1]
+    for _, branch in case.branches[1:]:
+        algebra.unify(first, branch, reason)
+
+
+def settle(axes: Sequence[Term]) -> bool:
+    """Share what depends on an index set that is not, unambiguously, in the same tensor.
+
+    Returns:
+        Whether anything changed.
+    """
+    flat = [algebra.canon(term) for term in axes]
+    present = {
+        key for term in axes for key, *_ in algebra.keys(term)
+    }
+    for index, term in enumerate(flat):
+        for case in _cases(term):
+            if case.key not in present:
+                collapse(case, "differs along a dimension that is gone")
+                return True
+        for atom, left in _with_left(term, frozenset()):
+            context = algebra.within(atom)
+            if not context or atom.frozen:
+                continue
+            others = [
+                a
+                for i, other in enumerate(flat)
+                if i != index and not isinstance(other, (Sum, Case))
+                for a in algebra.atoms(other)
+                if a in context
+            ]
+            kept = frozenset(a for a in context if a in left or others.count(a) == 1)
+            if kept != context:
+                atom.within = kept
+                return True
+    return False
+
+
+def _cases(term: Term) -> list[Case]:
+    if isinstance(term, Case):
+        return [term]
+    if isinstance(term, Atom):
+        return []
+    parts = term.factors if isinstance(term, Product) else term.parts
+    return [case for part in parts for case in _cases(part)]
+
+
+def _with_left(term: Term, left: frozenset[Atom]) -> list[tuple[Atom, frozenset[Atom]]]:
+    """Each atom of a canonical term with the atoms that enclose it."""
+    if isinstance(term, Atom):
+        return [(term, left)]
+    if isinstance(term, Product):
+        found: list[tuple[Atom, frozenset[Atom]]] = []
+        for factor in term.factors:
+            found.extend(_with_left(factor, left))
+            left = left | frozenset(algebra.atoms(factor))
+        return found
+    branches = [b for _, b in term.branches] if isinstance(term, Case) else term.parts
+    return [pair for branch in branches for pair in _with_left(branch, left)]

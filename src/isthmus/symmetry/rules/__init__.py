@@ -1,0 +1,45 @@
+"""What each family of operations says about the dimensions it touches.
+
+A rule is a function `(trace, node) -> axes` that reads the terms of a node's arguments, unifies,
+refines or freezes them, and returns the terms of its result (a list of terms; a list of such lists
+for an operation with several results; None for one that is no tensor). It is registered for the
+operations it speaks for:
+
+    from isthmus.symmetry import rule
+
+    @rule(torch.ops.mylib.my_norm.default)
+    def my_norm(trace, node):
+        x, weight = node.args
+        trace.unify(trace.axes(x)[-1], trace.axes(weight)[0])
+        return trace.axes(x)
+
+An operation without a rule freezes everything it touches and is named in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from isthmus.symmetry.terms import Term
+
+if TYPE_CHECKING:
+    from isthmus.symmetry.reading import Reading
+
+Axes = list[Term]
+Rule = Callable[["Reading", fx.Node], Axes | Sequence[Axes] | None]
+
+TABLE: dict[object, Rule] = {}
+
+
+def rule(*operations: object) -> Callable[[Rule], Rule]:
+    """Register a rule for these operations (overloads such as `torch.ops.aten.linear.default`)."""
+
+    def register(function: Rule) -> Rule:
+        for operation in operations:
+            TABLE[operation] = function
+        return function
+
+    return register

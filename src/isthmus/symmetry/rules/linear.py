@@ -1,0 +1,92 @@
+"""Linear maps: contracted dimensions unify, the output takes the free ones."""
+
+from __future__ import annotations
+
+from torch import fx, ops
+
+from isthmus.symmetry.reading import Reading
+from isthmus.symmetry.rules import Axes, rule
+from isthmus.symmetry.rules.pointwise import broadcast
+from isthmus.symmetry.terms import Product
+
+aten = ops.aten
+
+
+@rule(aten.linear.default)
+def linear(trace: Reading, node: fx.Node) -> Axes:
+    """y[..., o] = x[..., i] W[o, i] + b[o]"""
+    x, weight, *rest = node.args
+    axes, (out, inner) = trace.axes(x), trace.axes(weight)
+    trace.unify(axes[-1], inner)
+    trace.reads(weight, 1)
+    if rest and rest[0] is not None:
+        trace.unify(trace.axes(rest[0])[0], out)
+    return [*axes[:-1], out]
+
+
+@rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
+def matmul(trace: Reading, node: fx.Node) -> Axes:
+    """z[..., m, n] = x[..., m, k] y[..., k, n]; vectors as torch.matmul takes them."""
+    x, y = node.args
+    left, right = trace.axes(x), trace.axes(y)
+    inner = len(right) - 2 if len(right) > 1 else 0
+    trace.unify(left[-1], right[inner])
+    trace.reads(y, inner)
+    if len(left) == 2 and trace.program.linear_weight(node) is not None:
+        trace.reads(x, 1)
+    batch = broadcast(trace, left[:-2], right[:-2])
+    return [*batch, *left[:-1][-1:], *(right[-1:] if len(right) > 1 else [])]
+
+
+@rule(aten.addmm.default, aten.baddbmm.default)
+def addmm(trace: Reading, node: fx.Node) -> Axes:
+    """z = bias + x y"""
+    bias, x, y = node.args[:3]
+    left, right = trace.axes(x), trace.axes(y)
+    trace.unify(left[-1], right[-2])
+    trace.reads(y, len(right) - 2)
+    return broadcast(trace, trace.axes(bias), [*broadcast(trace, left[:-2], right[:-2]), left[-2], right[-1]])
+
+
+@rule(
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.padding,
+)
+def conv(trace: Reading, node: fx.Node) -> Axes:
+    """y[b, o, ...] = x[b, i, ...] * W[o, i within its group, ...] + b[o]"""
+    groups = int(str(node.args[6])) if len(node.args) > 6 else int(str(node.kwargs.get("groups", 1)))
+    return _conv(trace, node, groups, out_axis=0)
+
+
+@rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def conv_transpose(trace: Reading, node: fx.Node) -> Axes:
+    """As conv, with the weight's axes exchanged: W[i, o within its group, ...]"""
+    groups = int(str(node.args[6])) if len(node.args) > 6 else int(str(node.kwargs.get("groups", 1)))
+    return _conv(trace, node, groups, out_axis=1)
+
+
+def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:
+    x, weight, *rest = node.args
+    axes, kernel = trace.axes(x), trace.axes(weight)
+    channel = len(axes) - (len(kernel) - 2) - 1
+    trace.freeze([*axes[channel + 1 :], *kernel[2:]])
+    trace.reads(weight, 1 - out_axis)
+    if groups == 1:
+        trace.unify(axes[channel], kernel[1 - out_axis])
+        out = kernel[out_axis]
+    else:
+        # One axis of the weight holds groups x within; the other only what is within a group.
+        group, within = trace.factor(axes[channel], groups)
+        outer, inner = trace.factor(kernel[0], groups)
+        trace.unify(group, outer)
+        trace.unify(within, kernel[1] if out_axis == 0 else inner)
+        out = kernel[0] if out_axis == 0 else Product((outer, kernel[1]))
+    bias = rest[0] if rest else node.kwargs.get("bias")
+    if bias is not None:
+        trace.unify(trace.axes(bias)[0], out)
+    spatial = [trace.fixed(n) for n in trace.shape(node)[channel + 1 :]]
+    return [*axes[:channel], out, *spatial]

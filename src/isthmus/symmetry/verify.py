@@ -1,0 +1,302 @@
+"""Nothing is believed until verified: random elements on redrawn weights, in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from isthmus.errors import InputError, VerificationError
+from isthmus.program import Batch, Program, example_of
+from isthmus.program.batches import Inputs
+from isthmus.symmetry.gather import reorder
+from isthmus.symmetry.graph import SymmetryGraph
+
+#: Relative output error allowed in float64; observed errors are rounding, near 1e-13.
+BOUND = 1e-9
+
+#: Below this share of the largest sensitivity a space counts as unseen by the output.
+UNSEEN = 1e-10
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What random elements did to the outputs.
+
+    Attributes:
+        error: largest relative output error over all elements drawn; nan if nothing was run.
+        bound: the error allowed.
+        elements: how many elements were drawn.
+        failed: spaces whose element changed the output, with the error of each.
+        unobservable: spaces whose writers may be moved alone without the output changing; their
+            symmetry could not be checked.
+        own_weights: the error with the model's own weights; None if they were not given.
+        note: what was and was not checked.
+    """
+
+    error: float
+    bound: float = BOUND
+    elements: int = 0
+    failed: dict[str, float] = field(default_factory=dict)
+    unobservable: tuple[str, ...] = ()
+    own_weights: float | None = None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every element drawn left the outputs alone."""
+        return self.error <= self.bound
+
+    def require(self) -> Verification:
+        """Return self, or raise VerificationError where a space failed or nothing was checked."""
+        if not self.ok:
+            raise VerificationError(
+                "the symmetries read off the program do not leave its outputs alone"
+                if not math.isnan(self.error)
+                else "the symmetries were not verified",
+                [f"{name}: relative error {error:.1e}" for name, error in self.failed.items()] or [self.note],
+                hint="please report the architecture; freeze these spaces to go on",
+            )
+        return self
+
+    def __str__(self) -> str:
+        if math.isnan(self.error):
+            return f"unverified: {self.note}"
+        state = "verified" if self.ok else "FAILED"
+        text = f"{state}: relative error {self.error:.1e} (bound {self.bound:.0e}) over {self.elements} elements"
+        if self.unobservable:
+            text += f"; not seen by the output: {', '.join(self.unobservable)}"
+        if self.failed:
+            text += f"; failed: {', '.join(self.failed)}"
+        return text
+
+
+def verify(
+    graph: SymmetryGraph,
+    model: nn.Module | Mapping[str, Tensor] | None,
+    example: Inputs | None,
+    *,
+    seed: int = 0,
+    each: bool = True,
+) -> Verification:
+    """See `SymmetryGraph.verify`.
+
+    Raises:
+        InputError: the model's weights do not fit the graph.
+    """
+    weights = dict(model.state_dict() if isinstance(model, nn.Module) else model or {})
+    if any(value.is_meta for value in (*graph.program.constants.values(), *weights.values())):
+        return Verification(
+            math.nan, note="taken on the meta device; verify a smaller model of the same class instead"
+        )
+    program = graph.program.to("cpu", torch.float64)
+    batch = _batch(program, example, seed)
+    generator = torch.Generator().manual_seed(seed)
+    redrawn = _redraw(graph, program, weights, generator)
+    run = _Outputs(program, batch)
+    reference = run(redrawn)
+    element = draw(graph, generator)
+    names = list(graph.spaces)
+    if not names:
+        return Verification(0.0, note="nothing moves")
+    error = run.distance(moved(graph, redrawn, element), reference)
+    failed: dict[str, float] = {}
+    count = 1
+    if each:
+        for name in names:
+            alone = run.distance(moved(graph, redrawn, {name: element[name]}), reference)
+            count += 1
+            if alone > BOUND:
+                failed[name] = alone
+        error = max([error, *failed.values()])
+    elif error > BOUND:
+        failed = _bisect(graph, redrawn, element, names, run, reference)
+    own = None
+    if weights:
+        real = _cast(graph.program, weights)
+        own = run.distance(moved(graph, real, element), run(real))
+        error = max(error, own) if math.isfinite(own) else error
+        count += 1
+    return Verification(
+        error,
+        elements=count,
+        failed=failed,
+        unobservable=_unobservable(graph, redrawn, element, run),
+        own_weights=own,
+        note="float64, redrawn weights" + (", own weights" if own is not None else ""),
+    )
+
+
+def draw(graph: SymmetryGraph, generator: torch.Generator) -> dict[str, Tensor]:
+    """A random element without fixed points: an order for each space."""
+    orders: dict[str, Tensor] = {}
+    for name, space in graph.spaces.items():
+        families = [graph.spaces[outer].size for outer in space.within]
+        shuffled = torch.rand(*families, space.size, generator=generator).argsort(-1)
+        # Sending each unit to the next of a random cycle leaves none in place.
+        order = torch.empty_like(shuffled)
+        order.scatter_(-1, shuffled, shuffled.roll(1, -1))
+        orders[name] = order
+    return orders
+
+
+def moved(
+    graph: SymmetryGraph,
+    weights: Mapping[str, Tensor],
+    element: Mapping[str, Tensor],
+    only: Iterable[str] | None = None,
+) -> dict[str, Tensor]:
+    """The weights with an element applied, to all keys or only to some."""
+    result = dict(weights)
+    for key in graph.layout if only is None else only:
+        if key in result:
+            result[key] = reorder(result[key], graph.layout[key], element, graph.spaces)
+    return result
+
+
+class _Outputs:
+    """Runs the float64 program and compares its outputs."""
+
+    def __init__(self, program: Program, batch: Batch):
+        self.run, self.batch = program.compile(), batch
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return self.tensors(weights)
+
+    def tensors(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        leaves = pytree.tree_leaves(self.run(weights, self.batch))
+        return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+    def distance(self, weights: Mapping[str, Tensor], reference: list[Tensor]) -> float:
+        """Largest error of an output relative to its largest magnitude."""
+        worst = 0.0
+        for ours, theirs in zip(self(weights), reference, strict=True):
+            both = torch.isfinite(ours) & torch.isfinite(theirs)
+            if not torch.equal(torch.isfinite(ours), torch.isfinite(theirs)):
+                return math.inf
+            ours, theirs = ours[both], theirs[both]
+            if theirs.numel():
+                scale = theirs.abs().max().item() or 1.0
+                worst = max(worst, (ours - theirs).abs().max().item() / scale)
+        return worst
+
+
+def _batch(program: Program, example: Inputs | None, seed: int) -> Batch:
+    if example is not None:
+        batch = example_of(example)
+        return batch.to(torch.device("cpu"), torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    flat: list[object] = []
+    for name in program.inputs:
+        fake = program.nodes[name].meta.get("val")
+        if not isinstance(fake, Tensor):
+            flat.append(fake)
+        elif fake.is_floating_point():
+            flat.append(torch.randn([int(n) for n in fake.shape], generator=generator, dtype=torch.float64))
+        else:
+            # Tokens, masks: zero and one are valid in any vocabulary.
+            flat.append(torch.randint(0, 2, [int(n) for n in fake.shape], generator=generator).to(fake.dtype))
+    args, kwargs = pytree.tree_unflatten(flat, program.in_spec)
+    return Batch(tuple(args), dict(kwargs))
+
+
+def _cast(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = program.lookup(weights)
+    return {program.weights[name]: _double(tensor) for name, tensor in found.items()}
+
+
+def _redraw(
+    graph: SymmetryGraph, program: Program, weights: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Weights at a scale at which each path contributes: nothing zero, nothing tiny."""
+    matrices = {program.linear_weight(node) for node in program.graph.nodes}
+    result: dict[str, Tensor] = {}
+    for name, key in program.weights.items():
+        shape = program.size(name)
+        if key not in graph.layout:
+            if key not in weights and program.nodes[name].users:
+                raise InputError(
+                    "the graph has a buffer that only the model itself can supply",
+                    [key],
+                    hint="pass the model: graph.verify(model, example)",
+                )
+            if key in weights:
+                result[key] = _double(weights[key])
+        elif name in matrices and len(shape) > 1:
+            fan_in = math.prod(shape[1:])
+            result[key] = torch.randn(shape, generator=generator, dtype=torch.float64) * math.sqrt(2 / fan_in)
+        elif len(shape) > 1 and max(shape) != math.prod(shape):
+            result[key] = torch.randn(shape, generator=generator, dtype=torch.float64)
+        else:
+            result[key] = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+    return result
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+
+def _bisect(
+    graph: SymmetryGraph,
+    weights: Mapping[str, Tensor],
+    element: Mapping[str, Tensor],
+    names: list[str],
+    run: _Outputs,
+    reference: list[Tensor],
+) -> dict[str, float]:
+    """The spaces whose element changes the output, found by halving."""
+    error = run.distance(moved(graph, weights, {n: element[n] for n in names}), reference)
+    if error <= BOUND:
+        return {}
+    if len(names) == 1:
+        return {names[0]: error}
+    half = len(names) // 2
+    return {
+        name: found
+        for part in (names[:half], names[half:])
+        for name, found in _bisect(graph, weights, element, part, run, reference).items()
+    }
+
+
+def _unobservable(
+    graph: SymmetryGraph, weights: Mapping[str, Tensor], element: Mapping[str, Tensor], run: _Outputs
+) -> tuple[str, ...]:
+    """Spaces whose writers alone can be moved without the output changing, to first order.
+
+    One backward pass serves all spaces: moving only the writers of a space is a displacement of the
+    weights, and at weights in general position the output sees it exactly when its gradient does.
+    """
+    leaves = {
+        key: tensor
+        if key in graph.program.buffers or not tensor.is_floating_point()
+        else tensor.clone().requires_grad_()
+        for key, tensor in weights.items()
+    }
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for output in run.tensors(leaves):
+        finite = torch.where(torch.isfinite(output), output, torch.zeros_like(output))
+        direction = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        total = total + (finite * direction).sum()
+    keys = [key for key, tensor in leaves.items() if tensor.requires_grad]
+    grads = torch.autograd.grad(total, [leaves[key] for key in keys], allow_unused=True)
+    gradient = {key: g for key, g in zip(keys, grads, strict=True) if g is not None}
+    seen: dict[str, float] = {}
+    for name, space in graph.spaces.items():
+        writers = {member.key for member in space.members if member.role != "reads"}
+        displaced = moved(graph, weights, {name: element[name]}, only=writers)
+        seen[name] = max(
+            (
+                (gradient[key] * (displaced[key] - weights[key])).abs().sum().item()
+                for key in writers
+                if key in gradient
+            ),
+            default=0.0,
+        )
+    largest = max(seen.values(), default=0.0)
+    return tuple(name for name, value in seen.items() if value <= UNSEEN * largest)
