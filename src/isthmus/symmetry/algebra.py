@@ -49,17 +49,19 @@ def _canon_product(factors: Sequence[Term]) -> Term:
     flat: list[Term] = []
     for index, factor in enumerate(factors):
         rest = factors[index + 1 :]
-        for key, start, stop, unit in keys(factor):
-            if rest and unit == 1 and any(_depends(term, key) for term in rest):
-                # The tail differs along this factor: distribute over its parts.
-                assert key.bound is not None and (start, stop) == (0, size(factor))
-                parts, offset = [], 0
-                for part in _parts(canon(key)):
-                    end = offset + size(part)
-                    narrowed = [restrict(term, key, offset, end) for term in rest]
-                    parts.append(_canon_product([part, *narrowed]))
-                    offset = end
-                return _join_factors([*flat, canon(Sum(tuple(parts)))])
+        found = [(key, start, stop) for key, start, stop, unit in keys(factor) if unit == 1]
+        if any(_depends(term, key) for term in rest for key, _, _ in found):
+            # The tail differs along this factor: distribute over its parts.
+            parts, offset = [], 0
+            for part in _parts(canon(factor)):
+                end = offset + size(part)
+                narrowed = list(rest)
+                for key, start, stop in found:
+                    if start <= offset and end <= stop:
+                        narrowed = [restrict(term, key, offset - start, end - start) for term in narrowed]
+                parts.append(_canon_product([part, *narrowed]))
+                offset = end
+            return _join_factors([*flat, canon(Sum(tuple(parts)))])
         flat.append(canon(factor))
     return _join_factors(flat)
 

@@ -103,7 +103,7 @@ class SymmetryGraph:
         example: Inputs | None = None,
         *,
         seed: int = 0,
-        each: bool = True,
+        each: bool | None = None,
     ) -> Verification:
         """Draw random elements, apply them to a redrawn copy of the model, compare the outputs.
 
@@ -114,7 +114,9 @@ class SymmetryGraph:
             model: the model, or its state dict; None to check on redrawn weights only.
             example: inputs as for `trace`; None for random ones of the traced shapes.
             seed: of the weights and elements drawn.
-            each: also move each space alone (one forward pass per space).
+            each: also move each space alone (one forward pass per space); None decides by the
+                size of the model. Together is enough to find a fault, and a fault is traced to
+                its space by halving.
 
         Returns:
             The largest relative output error, and the spaces that the output does not see.

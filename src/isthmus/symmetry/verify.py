@@ -19,6 +19,9 @@ from isthmus.symmetry.graph import SymmetryGraph
 #: Relative output error allowed in float64; observed errors are rounding, near 1e-13.
 BOUND = 1e-9
 
+#: Spaces x parameters up to which each space is also moved alone by default.
+EACH = 50_000_000
+
 #: Below this share of the largest sensitivity a space counts as unseen by the output.
 UNSEEN = 1e-10
 
@@ -81,7 +84,7 @@ def verify(
     example: Inputs | None,
     *,
     seed: int = 0,
-    each: bool = True,
+    each: bool | None = None,
 ) -> Verification:
     """See `SymmetryGraph.verify`.
 
@@ -106,6 +109,9 @@ def verify(
     error = run.distance(moved(graph, redrawn, element), reference)
     failed: dict[str, float] = {}
     count = 1
+    if each is None:
+        # All spaces together, halved on failure, find the same faults; one by one is for cheap models.
+        each = len(names) * sum(t.numel() for t in redrawn.values()) <= EACH
     if each:
         for name in names:
             alone = run.distance(moved(graph, redrawn, {name: element[name]}), reference)
