@@ -16,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, unit: str
 
 @contextmanager
 def task(label: str, *, total: int | None = None, unit: str = "steps") -> Iterator[Advance]:
-    """A stretch of work that reports how much of it is done.
+    """A stretch of work that reports how much of it is done; any thread may report.
 
     Args:
         label: what is being done, in two or three words.
@@ -77,22 +78,22 @@ def task(label: str, *, total: int | None = None, unit: str = "steps") -> Iterat
         A function that takes the amount just done.
     """
     if not _enabled:
-        yield lambda amount: None
+        yield lambda _: None
         return
     meter = _Meter(label, total, unit)
-    display = _bars if sys.stderr.isatty() else _lines
-    with display(meter) as show:
+    with (_bars if sys.stderr.isatty() else _lines)(meter) as show:
 
         def advance(amount: int) -> None:
-            meter.done += amount
-            if meter.seconds >= PATIENCE:
-                show()
+            with _lock:
+                meter.done += amount
+                if meter.seconds >= PATIENCE:
+                    show()
 
         yield advance
 
 
 class _Meter:
-    """What both displays print: an amount, a rate, the time left."""
+    """What both displays say: how much, how fast, how much longer."""
 
     def __init__(self, label: str, total: int | None, unit: str):
         self.label, self.total, self.unit = label, total, unit
@@ -103,22 +104,19 @@ class _Meter:
     def seconds(self) -> float:
         return time.monotonic() - self._start
 
-    def amount(self, number: float) -> str:
-        return decimal(int(number)) if self.unit == "bytes" else f"{number:.3g}" if number < 10 else f"{number:.0f}"
-
     def status(self) -> str:
-        rate = self.done / max(self.seconds, 1e-9)
-        done = self.amount(self.done) if self.total is None else f"{self.amount(self.done)}/{self.amount(self.total)}"
-        parts = [done if self.unit == "bytes" else f"{done} {self.unit}", f"{self.amount(rate)}/s"]
+        amount = decimal if self.unit == "bytes" else str
+        rate = self.done / self.seconds
+        done = amount(self.done) if self.total is None else f"{amount(self.done)}/{amount(self.total)}"
+        speed = decimal(int(rate)) if self.unit == "bytes" else f"{rate:.3g}"
+        words = [done if self.unit == "bytes" else f"{done} {self.unit}", f"{speed}/s"]
         if self.total is not None and 0 < self.done < self.total:
-            parts.append(f"{_clock((self.total - self.done) / rate)} left")
-        return ", ".join(parts)
+            words.append(f"{_clock((self.total - self.done) / rate)} left")
+        return ", ".join(words)
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+    return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
 @contextmanager
@@ -130,11 +128,12 @@ def _lines(meter: _Meter) -> Iterator[Callable[[], None]]:
         nonlocal said
         if meter.seconds - said >= INTERVAL:
             said = meter.seconds
-            print(f"{meter.label}: {meter.status()}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{meter.label}: {meter.status()}\n")
+            sys.stderr.flush()
 
     yield show
     if meter.seconds >= PATIENCE:
-        print(f"{meter.label}: {meter.status()}, took {_clock(meter.seconds)}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{meter.label}: {meter.status()}, took {_clock(meter.seconds)}\n")
 
 
 class _Status(ProgressColumn):
@@ -144,41 +143,37 @@ class _Status(ProgressColumn):
         return Text(task.fields["meter"].status())
 
 
-_board: Progress | None = None  # a terminal has one live region: all bars share it
-_bars_shown = 0
+_board: Progress | None = None  # a terminal has one live region, so all bars share it
+_bars_open = 0
 _lock = threading.RLock()
 
 
 @contextmanager
 def _bars(meter: _Meter) -> Iterator[Callable[[], None]]:
-    """A bar on the shared board, from its first showing until the task ends."""
-    global _board, _bars_shown
-    board: Progress | None = None
-    bar = None
+    """A bar on the shared board, from its first showing until the board closes with the last bar."""
+    global _board, _bars_open
+    bar: TaskID | None = None
 
     def show() -> None:
-        nonlocal board, bar
-        global _board, _bars_shown
-        with _lock:
-            if board is None:
-                if _board is None:
-                    _board = Progress(
-                        TextColumn("{task.description}"), BarColumn(), _Status(), console=Console(stderr=True)
-                    )
-                    _board.start()
-                board, _bars_shown = _board, _bars_shown + 1
-                bar = board.add_task(meter.label, total=meter.total, meter=meter)
-            assert bar is not None
-            board.update(bar, completed=meter.done)
+        nonlocal bar
+        global _board, _bars_open
+        if _board is None:
+            _board = Progress(
+                TextColumn("{task.description}"), BarColumn(), _Status(), console=Console(stderr=True)
+            )
+            _board.start()
+        if bar is None:
+            bar = _board.add_task(meter.label, total=meter.total, meter=meter)
+            _bars_open += 1
+        _board.update(bar, completed=meter.done)
 
     try:
         yield show
     finally:
         with _lock:
-            if board is not None:
-                assert bar is not None
-                board.stop_task(bar)
-                _bars_shown -= 1
-                if _bars_shown == 0:
-                    board.stop()
+            if _board is not None and bar is not None:
+                _board.stop_task(bar)
+                _bars_open -= 1
+                if not _bars_open:
+                    _board.stop()
                     _board = None

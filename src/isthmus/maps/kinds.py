@@ -8,7 +8,7 @@ axis, one that reads it takes B. Each kind stores what it is, never a matrix it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from torch import Tensor
 from isthmus.errors import InputError
 
 
+@runtime_checkable
 class Map(Protocol):
     """How one model's units of a space become merged units.
 

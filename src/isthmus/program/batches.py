@@ -95,4 +95,7 @@ def batches(data: Iterable[object]) -> Iterator[Batch]:
                 hint="yield inputs, (inputs, targets), or a mapping of keyword inputs",
             )
     if not seen:
-        raise DataError("the data is empty: it yielded no batch")
+        raise DataError(
+            "the data is empty: it yielded no batch",
+            hint="an iterator is empty after one pass; a DataLoader or a list of batches can be read again",
+        )

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.errors import ExportError
 from isthmus.program.batches import Batch, Inputs, example_of
+from isthmus.program.functional import functionalise, restore_batch_norms
 from isthmus.program.program import Program
 
 #: Checks that export leaves in the graph; they bake in dtypes and devices and compute nothing.
@@ -86,7 +87,9 @@ def export(model: nn.Module, example: Inputs | Batch) -> Program:
     return _program(model, exported)
 
 
-def _program(model: nn.Module, exported: torch.export.ExportedProgram) -> Program:
+def _program(
+    model: nn.Module, exported: torch.export.ExportedProgram, *, decomposed: bool = False
+) -> Program:
     signature = exported.graph_signature
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -100,14 +103,27 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram) -> Progra
                 hint="control flow such as torch.cond, or a checkpointed block, is not supported",
             )
         copies[node] = graph.node_copy(node, copies.__getitem__)
+    restore_batch_norms(graph)
+    if left := functionalise(graph):
+        if not decomposed:
+            # Torch knows how to write assignments to slices as functions; it renames more than we need.
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _program(model, exported.run_decompositions({}), decomposed=True)
+        raise ExportError(
+            f"{type(model).__name__} overwrites values in a way that cannot be written as a function",
+            [f"{node.name}: {node.target}" for node in left],
+        )
 
+    # A graph of ours renames what would shadow a builtin ("input" becomes "input_1").
+    ours = {node.name: copy.name for node, copy in copies.items()}
     state = dict(model.state_dict(keep_vars=True))
     weights: dict[str, str] = {}
     buffers: set[str] = set()
     constants: dict[str, Tensor] = {}
     inputs: list[str] = []
     for spec in signature.input_specs:
-        name = spec.arg.name
+        name = ours[spec.arg.name]
         if spec.kind is InputKind.USER_INPUT:
             inputs.append(name)
         elif spec.target in state:
@@ -119,7 +135,7 @@ def _program(model: nn.Module, exported: torch.export.ExportedProgram) -> Progra
             if isinstance(value, Tensor):
                 constants[name] = value.detach()
     outputs = [
-        spec.arg.name if isinstance(spec.arg, TensorArgument) else None
+        ours[spec.arg.name] if isinstance(spec.arg, TensorArgument) else None
         for spec in signature.output_specs
         if spec.kind is OutputKind.USER_OUTPUT
     ]

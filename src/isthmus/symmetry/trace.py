@@ -26,7 +26,7 @@ def trace(model: nn.Module | Program, example: Inputs | None = None) -> Symmetry
     Raises:
         ExportError: the model cannot be exported.
 
-    Example:
+    Examples:
         >>> import torch, isthmus
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> graph = isthmus.trace(model, torch.randn(2, 4))

@@ -70,7 +70,9 @@ def steps(plan: str | Sequence[int | float | str]) -> Sequence[int | float | str
     """The plan's items, checked: positive multipliers and "M", at least one multiplier."""
     if isinstance(plan, str):
         if plan not in PLANS:
-            raise InputError(f"unknown VGG plan {plan!r}", hint=f"plans are {', '.join(PLANS)}, or give a sequence")
+            raise InputError(
+                f"unknown VGG plan {plan!r}", hint=f"plans are {', '.join(PLANS)}, or give a sequence"
+            )
         return PLANS[plan]
     bad = [item for item in plan if item != "M" and (isinstance(item, str) or item <= 0)]
     if bad or all(isinstance(item, str) for item in plan):

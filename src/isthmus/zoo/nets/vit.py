@@ -52,7 +52,7 @@ class ViT(nn.Module):
         depth: number of blocks.
         heads: attention heads; divides `dim`.
         mlp_ratio: hidden units of a block's two linear layers, as a multiple of `dim`.
-        pool: what the classifier reads: "cls" (a learned extra token) or "mean" (of all tokens; no extra one).
+        pool: what the classifier reads: "cls" (a learned extra token) or "mean" (of all tokens).
         in_channels: channels of the image.
         num_classes: number of logits.
 
@@ -69,7 +69,7 @@ class ViT(nn.Module):
         dim: int = 192,
         depth: int = 6,
         heads: int = 3,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: int | float = 4,
         pool: str = "cls",
         in_channels: int = 3,
         num_classes: int = 10,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -43,12 +44,14 @@ class MLP(nn.Module):
     ):
         super().__init__()
         if act != "none" and act not in ACTIVATIONS:
-            raise InputError(f"unknown activation {act!r}", hint=f"act is one of none, {', '.join(ACTIVATIONS)}")
+            raise InputError(
+                f"unknown activation {act!r}", hint=f"act is one of none, {', '.join(ACTIVATIONS)}"
+            )
         sizes = (d_in, *widths, num_classes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.act = act
 
-    def forward(self, x: Float[Tensor, "n *d_in"]) -> Float[Tensor, "n classes"]:
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
         x = x.flatten(1)
         for i, layer in enumerate(self.layers):
             if i and self.act != "none":
@@ -81,10 +84,10 @@ class LinearNetwork(nn.Module):
         if depth < 2:
             raise InputError(f"a deep linear network has at least 2 layers, not {depth}")
         sizes = (d_in, *[width] * (depth - 1), num_classes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.residual = residual
 
-    def forward(self, x: Float[Tensor, "n *d_in"]) -> Float[Tensor, "n classes"]:
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n classes"]:
         x = x.flatten(1)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):

@@ -14,7 +14,7 @@ SHORTCUTS = ("conv1x1", "conv3x3", "pad")
 
 
 class PadShortcut(nn.Module):
-    """Every `stride`-th pixel, with zero channels added in front and behind: a shortcut without parameters."""
+    """A shortcut without parameters: every `stride`-th pixel, zero channels added in front and behind."""
 
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
@@ -78,9 +78,13 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise InputError(f"a CIFAR ResNet has 6n + 2 layers, not {depth}", hint="depth is 8, 14, 20, 26, 32, ...")
+            raise InputError(
+                f"a CIFAR ResNet has 6n + 2 layers, not {depth}", hint="depth is 8, 14, 20, 26, 32, ..."
+            )
         if shortcut not in SHORTCUTS:
-            raise InputError(f"unknown shortcut {shortcut!r}", hint=f"shortcut is one of {', '.join(SHORTCUTS)}")
+            raise InputError(
+                f"unknown shortcut {shortcut!r}", hint=f"shortcut is one of {', '.join(SHORTCUTS)}"
+            )
         norm = checked(norm)
         blocks = (depth - 2) // 6
         self.stem = conv(in_channels, base, 3, 1, norm)
@@ -88,7 +92,9 @@ class ResNet(nn.Module):
 
         def stage(c_in: int, c_out: int, stride: int) -> nn.Sequential:
             first = BasicBlock(c_in, c_out, stride, norm, shortcut)
-            return nn.Sequential(first, *(BasicBlock(c_out, c_out, 1, norm, shortcut) for _ in range(blocks - 1)))
+            return nn.Sequential(
+                first, *(BasicBlock(c_out, c_out, 1, norm, shortcut) for _ in range(blocks - 1))
+            )
 
         self.layer1 = stage(base, base, 1)
         self.layer2 = stage(base, 2 * base, 2)

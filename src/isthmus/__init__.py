@@ -1,0 +1,100 @@
+"""isthmus: merge neural networks, and say why a merge works or fails.
+
+    see      trace(model, example)            what may be moved without changing the function
+    move     align(graph, models, by=...)     which of it brings the models together
+    combine  merge(models, ...)               one network of the aligned ones
+    repair   merge(..., repair=...)           activations get their statistics back
+    measure  score, barrier, vanishing, ...   what it cost and where it broke
+
+Importing isthmus imports nothing else: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0.dev0"
+
+#: Public name -> the module that has it.
+_WHERE = {
+    "Alignment": "isthmus.align",
+    "Cut": "isthmus.program",
+    "Finding": "isthmus.measure",
+    "IsthmusError": "isthmus.errors",
+    "Merged": "isthmus.merging",
+    "Program": "isthmus.program",
+    "Segment": "isthmus.paths",
+    "Space": "isthmus.symmetry",
+    "SymmetryGraph": "isthmus.symmetry",
+    "Transport": "isthmus.maps",
+    "Verification": "isthmus.symmetry",
+    "align": "isthmus.align",
+    "barrier": "isthmus.measure",
+    "combine": "isthmus.combine",
+    "compare": "isthmus.comparing",
+    "ensemble": "isthmus.measure",
+    "evaluate": "isthmus.measure",
+    "export": "isthmus.program",
+    "load": "isthmus.merging",
+    "merge": "isthmus.merging",
+    "methods": "isthmus.listing",
+    "rule": "isthmus.symmetry",
+    "score": "isthmus.measure",
+    "trace": "isthmus.symmetry",
+    "vanishing": "isthmus.measure",
+    "variance_ratio": "isthmus.measure",
+}
+
+if TYPE_CHECKING:
+    from isthmus.align import Alignment as Alignment
+    from isthmus.align import align as align
+    from isthmus.combine import combine as combine
+    from isthmus.comparing import compare as compare
+    from isthmus.errors import IsthmusError as IsthmusError
+    from isthmus.listing import methods as methods
+    from isthmus.maps import Transport as Transport
+    from isthmus.measure import Finding as Finding
+    from isthmus.measure import barrier as barrier
+    from isthmus.measure import ensemble as ensemble
+    from isthmus.measure import evaluate as evaluate
+    from isthmus.measure import score as score
+    from isthmus.measure import vanishing as vanishing
+    from isthmus.measure import variance_ratio as variance_ratio
+    from isthmus.merging import Merged as Merged
+    from isthmus.merging import load as load
+    from isthmus.merging import merge as merge
+    from isthmus.paths import Segment as Segment
+    from isthmus.program import Cut as Cut
+    from isthmus.program import Program as Program
+    from isthmus.program import export as export
+    from isthmus.symmetry import Space as Space
+    from isthmus.symmetry import SymmetryGraph as SymmetryGraph
+    from isthmus.symmetry import Verification as Verification
+    from isthmus.symmetry import rule as rule
+    from isthmus.symmetry import trace as trace
+
+__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'isthmus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Index(ModuleType):
+    """A verb stays a verb: importing the room `isthmus.align` does not take the name `align` from it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Index

@@ -1,0 +1,41 @@
+"""The command line: one file per verb; each parses, calls one library function, and prints.
+
+`isthmus --help` imports no torch: a verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from isthmus.cli import compare, demo, merge, methods, symmetry
+from isthmus.errors import IsthmusError
+
+app = typer.Typer(
+    name="isthmus",
+    help="Merge neural networks, and say why a merge works or fails.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for verb in (demo, symmetry, merge, compare, methods):
+    verb.register(app)
+
+
+def main() -> None:
+    """Run the command line. Errors that we raise on purpose end with exit code 2, without a traceback."""
+    try:
+        app()
+    except IsthmusError as error:
+        what, *rest = error.render().splitlines()
+        print("\n".join([f"error: {what}", *rest]), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

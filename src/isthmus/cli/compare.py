@@ -1,0 +1,69 @@
+"""`isthmus compare`: every way to merge some checkpoints, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isthmus.cli import inputs, output
+
+
+def register(app: typer.Typer) -> None:
+    app.command("compare")(compare)
+
+
+def compare(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights.")
+    ],
+    arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
+    data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and weights.")] = None,
+    align: Annotated[
+        list[str] | None, typer.Option(help="Alignment methods to try; repeat the option.")
+    ] = None,
+    repair: Annotated[list[str] | None, typer.Option(help="Repairs to try; repeat the option.")] = None,
+    preserve_first: Annotated[
+        list[int] | None, typer.Option(help="Depths to keep apart; repeat the option.")
+    ] = None,
+    variant: Annotated[str, typer.Option(help="Where kept-apart branches meet: junction or paper.")] = "junction",
+    calibration: Annotated[
+        int | None, typer.Option(help="Calibration images from the training data; all where not given.")
+    ] = 5000,
+    validation: Annotated[
+        int | None, typer.Option(help="Images kept from the training data; a tenth where not given.")
+    ] = None,
+    test: Annotated[int | None, typer.Option(help="Test images; all where not given.")] = None,
+    points: Annotated[int, typer.Option(help="Places on each barrier curve; odd, 0 for none.")] = 11,
+    seed: Annotated[int, typer.Option(help="Of the split and of the merges.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Merge checkpoints every way there is and measure each on the same data."""
+    from isthmus import progress
+    from isthmus.comparing import command_line
+    from isthmus.comparing import compare as compare_models
+
+    progress.enable()
+    paths, arguments = inputs.separate(checkpoints)
+    model = inputs.build(arch, arguments)
+    states = [inputs.checkpoint(path, model) for path in paths]
+    images = inputs.dataset(data, validation, seed)
+    found = compare_models(
+        states,
+        inputs.splits(images, calibration, None, test),
+        model=model,
+        names=[Path(path).stem for path in paths],
+        align=align or ("weight-matching", "activation-matching"),
+        repairs=repair,
+        preserve_first=preserve_first,
+        variant=inputs.variant(variant),
+        points=points,
+        seed=seed,
+        title=f"Merging {' and '.join(Path(path).stem for path in paths)}",
+        command=command_line(),
+    )
+    output.show(found.results, as_json)
+    if out is not None:
+        output.write(found, out)

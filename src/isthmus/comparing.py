@@ -1,0 +1,441 @@
+"""Every way to merge these models, measured side by side."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+import isthmus
+from isthmus import progress
+from isthmus.align import Alignment as Maps
+from isthmus.align import align as align_models
+from isthmus.combine import combine, normalised
+from isthmus.errors import InputError
+from isthmus.measure import Barrier, Evaluation, barrier, cost, ensemble, evaluate, vanishing, variance_ratio
+from isthmus.merging import Merged, Mergeable, merge
+from isthmus.paths import Segment
+from isthmus.program import Program
+from isthmus.program.keep import Variant
+from isthmus.report.results import (
+    Alignment,
+    Curve,
+    Profile,
+    Provenance,
+    Published,
+    Results,
+    Row,
+    Setting,
+    SpaceCost,
+    Verification,
+)
+from isthmus.symmetry import SymmetryGraph
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a comparison, each an iterable that can be read again and again.
+
+    Attributes:
+        calibration: inputs that alignment and repair measure their statistics on; from the training
+            data, targets are not used.
+        validation: (inputs, targets) kept from the training data; every choice is made on it.
+        test: (inputs, targets) that nothing is chosen on.
+        sizes: examples per split, for the record.
+    """
+
+    calibration: Iterable[object]
+    validation: Iterable[object]
+    test: Iterable[object]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        results: the table, curves and profiles: the schema of `results.json`.
+        best: the merge of one parent's size that is best on validation, and the smallest
+            kept-apart one that reaches the parents' mean there (None if none does).
+        merges: name of the row -> the merge.
+    """
+
+    results: Results
+    best: Merged
+    bridge: Merged | None
+    merges: Mapping[str, Merged]
+
+
+def compare(
+    models: Sequence[Mergeable],
+    splits: Splits,
+    *,
+    model: nn.Module | None = None,
+    names: Sequence[str] | None = None,
+    align: Sequence[str | Mapping[str, object]] = ("weight-matching", "activation-matching"),
+    repairs: Sequence[str] | None = None,
+    preserve_first: Sequence[int] | None = None,
+    variant: Variant = "junction",
+    weights: Sequence[float] | None = None,
+    points: int = 11,
+    seed: int = 0,
+    published: Mapping[str, Published] | None = None,
+    title: str = "Merging strangers",
+    command: str = "",
+) -> Comparison:
+    """Merge models every way there is, and measure each on the same data.
+
+    Args:
+        models: two or more modules, state dicts or files of one architecture.
+        splits: calibration, validation and test data.
+        model: the architecture, where `models` are state dicts or files.
+        names: what the models are called.
+        align: alignment methods to try; the last one is the one that cuts and curves use.
+        repairs: repairs to try after each alignment; None for those that suit the model: "reset" where
+            it has batch norms, "repair" and "rescale" where it has none.
+        preserve_first: depths to keep apart; None for an even choice of five.
+        variant: where kept-apart branches meet.
+        weights: of the models.
+        points: places on each barrier curve.
+        seed: for what is drawn.
+        published: name of a row -> the number reported elsewhere.
+        title: of the report.
+        command: the command line, for the record.
+
+    Raises:
+        InputError, MismatchError, DataError, ...: as `isthmus.merge`.
+    """
+    if not align:
+        raise InputError("a comparison needs at least one alignment method")
+    work = _Comparison(models, splits, model, names, weights, seed, published or {}, variant)
+    return work.run(list(align), repairs, preserve_first, points, title, command)
+
+
+class _Comparison:
+    def __init__(
+        self,
+        models: Sequence[Mergeable],
+        splits: Splits,
+        model: nn.Module | None,
+        names: Sequence[str] | None,
+        weights: Sequence[float] | None,
+        seed: int,
+        published: Mapping[str, Published],
+        variant: Variant,
+    ):
+        self.splits, self.seed, self.published, self.variant = splits, seed, published, variant
+        self.shares = normalised(weights, len(models))
+        # The plain average checks the models against each other and reads the architecture once.
+        self.direct = merge(
+            models, model=model, data=splits.calibration, weights=self.shares, align=None, preserve_last=0
+        )
+        module = model if model is not None else self.direct.model
+        if module is None:
+            raise InputError("the architecture is needed to compare merges", hint="pass modules, or model=")
+        self.module = module
+        self.states = [_weights(m) for m in models]
+        self.names = list(names or (f"model {i}" for i in range(len(models))))
+        self.rows: list[Row] = []
+        self.validation: dict[str, Evaluation] = {}
+        self.test: dict[str, Evaluation] = {}
+        self.merges: dict[str, Merged] = {}
+
+    def run(
+        self,
+        align: list[str | Mapping[str, object]],
+        repairs: Sequence[str] | None,
+        depths: Sequence[int] | None,
+        points: int,
+        title: str,
+        command: str,
+    ) -> Comparison:
+        from isthmus.merging import first_example
+        from isthmus.symmetry import trace
+
+        example = first_example(self.splits.calibration)
+        graph = trace(self.module, example)
+        checked = graph.verify(self.states[0], None, seed=self.seed).require()
+        program = graph.program
+        self.unit = cost(program, example)
+        self.example = example
+        ways = list(repairs) if repairs is not None else suitable(program)
+        layers = program.layers
+        chosen = list(depths) if depths is not None else sorted(
+            {round(layers * share) for share in (0.2, 0.4, 0.6, 0.75, 0.9)} - {0, layers}
+        )
+        for name, state in zip(self.names, self.states, strict=True):
+            self._record(name, "edge", program, state)
+        self._ensemble(program)
+        self._merge("direct average", graph, None, None)
+        for way in ways:
+            self._merge(f"direct + {way}", graph, None, way)
+        last: Maps | None = None
+        for how in align:
+            label = how if isinstance(how, str) else str(how["method"])
+            last = align_models(graph, self.states, how, data=self.splits.calibration)
+            self._merge(label, graph, last, None)
+            for way in ways:
+                self._merge(f"{label} + {way}", graph, last, way)
+        assert last is not None
+        best = max(
+            (n for n, r in self._kinds("merged")), key=lambda n: self.validation[n].accuracy
+        )
+        way = max(ways, key=lambda w: self.validation[f"{last.method} + {w}"].accuracy, default=None)
+        for depth in chosen:
+            for repair in ([None, way] if way else [None]):
+                label = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
+                self._merge(label, graph, last, repair, preserve_first=depth)
+        curves = self._curves(program, last, points)
+        profiles = self._profiles(program, last, way)
+        bridge = self._bridge()
+        results = Results(
+            title=title,
+            verdict=self._verdict(best, bridge),
+            rows=self.rows,
+            curves=curves,
+            profiles=profiles,
+            verification=Verification(
+                error=checked.error,
+                bound=checked.bound,
+                spaces=len(graph.spaces),
+                moved=graph.coverage,
+                unobservable=list(checked.unobservable),
+                frozen=_frozen(graph),
+                note=checked.note,
+            ),
+            alignment=_alignment(last, graph),
+            settings=self._settings(self.merges[best], align, ways, chosen, points),
+            provenance=Provenance(
+                isthmus=isthmus.__version__,
+                torch=torch.__version__,
+                python=platform.python_version(),
+                device=str(next(iter(self.states[0].values())).device),
+                command=command,
+                seeds={"merge": self.seed},
+                splits=dict(self.splits.sizes),
+                evaluated="test",
+                chance=self.test[self.names[0]].chance,
+            ),
+        )
+        return Comparison(results, self.merges[best], self.merges[bridge] if bridge else None, self.merges)
+
+    def _merge(
+        self,
+        name: str,
+        graph: SymmetryGraph,
+        align: Maps | None,
+        repair: str | None,
+        preserve_first: int = 0,
+    ) -> None:
+        merged = merge(
+            self.states,
+            model=self.module,
+            graph=graph,
+            align=align,
+            repair=repair,
+            data=self.splits.calibration,
+            weights=self.shares,
+            preserve_first=preserve_first,
+            variant=self.variant,
+            seed=self.seed,
+            verify=False,
+        )
+        self.merges[name] = merged
+        kind = "kept-apart" if preserve_first else "merged"
+        self._record(name, kind, merged.program or graph.program, merged.weights)
+
+    def _record(self, name: str, kind: str, program: Program, weights: Mapping[str, Tensor]) -> None:
+        self.validation[name] = evaluate(program, self.splits.validation, weights, split="validation")
+        self.test[name] = evaluate(program, self.splits.test, weights, split="test")
+        ratios = cost(program, self.example).over(self.unit)
+        self._row(name, kind, ratios[0].value, ratios[1].value)
+
+    def _ensemble(self, program: Program) -> None:
+        for found, data in ((self.validation, self.splits.validation), (self.test, self.splits.test)):
+            found["ensemble"] = ensemble(program, self.states, data, shares=self.shares)
+        self._row("ensemble", "ensemble", float(len(self.states)), float(len(self.states)))
+
+    def _row(self, name: str, kind: str, parameters: float, flops: float) -> None:
+        measured = self.test[name]
+        self.rows.append(
+            Row(
+                name=name,
+                kind=kind,  # type: ignore[arg-type]
+                accuracy=measured.accuracy,
+                loss=measured.loss,
+                parameters=parameters,
+                flops=flops,
+                published=self.published.get(name),
+                note=f"validation {100 * self.validation[name].accuracy:.2f}%",
+            )
+        )
+
+    def _kinds(self, kind: str) -> list[tuple[str, Row]]:
+        return [(row.name, row) for row in self.rows if row.kind == kind]
+
+    @property
+    def parents(self) -> float:
+        """Mean validation accuracy of the parents."""
+        return sum(self.validation[n].accuracy for n in self.names) / len(self.names)
+
+    def _bridge(self) -> str | None:
+        """The smallest kept-apart merge that reaches the parents' mean, on validation."""
+        reached = [
+            (row.parameters or 0.0, -self.validation[name].accuracy, name)
+            for name, row in self._kinds("kept-apart")
+            if self.validation[name].accuracy >= self.parents
+        ]
+        return min(reached)[2] if reached else None
+
+    def _verdict(self, best: str, bridge: str | None) -> str:
+        mean = sum(self.test[n].accuracy for n in self.names) / len(self.names)
+        direct, merged = self.test["direct average"], self.test[best]
+        text = (
+            f"The direct average scores {_percent(direct.accuracy)} where the parents average {_percent(mean)} "
+            f"and guessing {_percent(direct.chance)}; the best merge of the same size, {best}, scores "
+            f"{_percent(merged.accuracy)}"
+        )
+        if bridge is None:
+            return f"{text}; no depth that was tried brings a kept-apart merge to the parents' mean."
+        row = next(row for name, row in self._kinds("kept-apart") if name == bridge)
+        return (
+            f"{text}, and {bridge} scores {_percent(self.test[bridge].accuracy)} with "
+            f"{row.parameters:.2f}x the parameters."
+        )
+
+    def _curves(self, program: Program, last: Maps, points: int) -> list[Curve]:
+        if len(self.states) != 2 or points < 2:
+            return []
+        moved = last.apply(self.states)
+        found = {
+            "direct": barrier(program, Segment(*self.states), self.splits.validation, points=points, norms="keep"),
+            last.method: barrier(program, Segment(*moved), self.splits.validation, points=points, norms="keep"),
+        }
+        if "reset" in suitable(program):
+            found[f"{last.method} + reset"] = barrier(
+                program,
+                Segment(*moved),
+                self.splits.validation,
+                points=points,
+                norms="reset",
+                calibration=self.splits.calibration,
+            )
+        return [_curve(name, b) for name, b in found.items()]
+
+    def _profiles(self, program: Program, last: Maps, way: str | None) -> list[Profile]:
+        shown = ["direct average", last.method, *([f"{last.method} + {way}"] if way else [])]
+        gone: dict[str, list[float | None]] = {}
+        spread: dict[str, list[float | None]] = {}
+        layers: list[str] = []
+        note = ""
+        for name in shown:
+            merged = self.merges[name]
+            parents = merged.aligned
+            fading = vanishing(program, merged.weights, parents, self.splits.validation, split="validation")
+            ratio = variance_ratio(
+                program, merged.weights, parents, self.splits.validation, shares=self.shares, split="validation"
+            )
+            layers = list(fading.finding.layers)
+            note = fading.finding.note
+            gone[name] = list(fading.finding.layers.values())
+            spread[name] = list(ratio.finding.layers.values())
+        return [
+            Profile.vanishing(layers, gone, note=note),
+            Profile.variance(layers, spread, note=note),
+        ]
+
+    def _settings(
+        self,
+        best: Merged,
+        align: Sequence[str | Mapping[str, object]],
+        ways: Sequence[str],
+        depths: Sequence[int],
+        points: int,
+    ) -> list[Setting]:
+        tried: dict[str, object] = {
+            "alignments tried": [a if isinstance(a, str) else str(dict(a)) for a in align],
+            "repairs tried": list(ways),
+            "depths tried": list(depths),
+            "variant": self.variant,
+            "points on a curve": points,
+        }
+        return [
+            *(Setting(name=n, value=_setting(v), default=False) for n, v in tried.items()),
+            *(
+                Setting(name=f"best: {n}", value=_setting(v), default=n not in best.asked)
+                for n, v in best.settings.items()
+            ),
+        ]
+
+
+def suitable(program: Program) -> list[str]:
+    """The repairs that suit a model: those of batch norms, or of layers without."""
+    norms = any(n.target is torch.ops.aten.batch_norm.default for n in program.graph.nodes)
+    return ["reset"] if norms else ["repair", "rescale"]
+
+
+def _weights(source: Mergeable) -> dict[str, Tensor]:
+    from isthmus.merging import state_of
+
+    return state_of(source)
+
+
+def _frozen(graph: SymmetryGraph) -> list[str]:
+    """Weight axes that stay for another reason than being input, output or kernel positions."""
+    usual = ("input", "output")
+    return sorted(
+        {
+            f"{f.key}[{f.axis}]: {f.reason}"
+            for f in graph.fixed
+            if f.reason not in usual and "conv" not in f.reason
+        }
+    )
+
+
+def _alignment(maps: Maps, graph: SymmetryGraph) -> Alignment:
+    return Alignment(
+        method=maps.method,
+        cost=maps.costs[0].unit if maps.costs else "similarity",
+        better="higher",
+        spaces=[
+            SpaceCost(
+                space=c.space if len(maps.transports) == 2 else f"model {c.model}: {c.space}",
+                size=graph.spaces[c.space].size,
+                before=c.before,
+                after=c.after,
+            )
+            for c in maps.costs
+        ],
+        note="; ".join((maps.status, *maps.notes)),
+    )
+
+
+def _curve(name: str, found: Barrier) -> Curve:
+    return Curve(
+        name=name,
+        t=list(found.t),
+        accuracy=list(found.accuracy),
+        loss=list(found.loss),
+        accuracy_barrier=found.height("accuracy"),
+        loss_barrier=found.height("loss"),
+    )
+
+
+def _setting(value: object) -> str | int | float | bool | list[str | int | float | bool | None] | None:
+    if isinstance(value, (tuple, list)):
+        return [v if isinstance(v, (str, int, float, bool)) or v is None else str(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}%"
+
+
+def command_line() -> str:
+    """How this process was called, without the folder of its program."""
+    return " ".join(["isthmus", *sys.argv[1:]])

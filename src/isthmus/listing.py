@@ -1,0 +1,36 @@
+"""What methods there are."""
+
+from __future__ import annotations
+
+from isthmus.align import ALIGNMENTS
+from isthmus.combine import COMBINATIONS
+from isthmus.registry import Method
+from isthmus.repair import REPAIRS
+
+
+class Methods(tuple[Method, ...]):
+    """Rows of a table that prints itself."""
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self)
+        return "\n".join(
+            f"{row.kind:<12}  {row.name:<{width}}  "
+            + (f"needs {', '.join(row.needs):<8}" if row.needs else f"{'':<14}")
+            + f"  {row.summary}"
+            for row in self
+        )
+
+
+def methods(kind: str | None = None) -> Methods:
+    """Every registered method, or those of one kind ("alignment", "combination", "repair").
+
+    Returns:
+        Rows with name, kind, needs, claims, source and the function itself; printed, a table.
+
+    Examples:
+        >>> import isthmus
+        >>> [row.name for row in isthmus.methods("combination")]
+        ['average']
+    """
+    tables = (ALIGNMENTS, COMBINATIONS, REPAIRS)
+    return Methods(row for table in tables for row in table.rows() if kind in (None, row.kind))

@@ -1,0 +1,123 @@
+"""What a model answers under given weights; a user's module is left as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.errors import DataError, InputError, MismatchError
+from isthmus.program import Batch, Program, Runner
+
+#: What can be measured: a module (with its own weights, or others), or a program with weights.
+Model = nn.Module | Program | Runner
+Weights = Mapping[str, Tensor]
+
+#: The way out for outputs and targets that are no classification.
+OWN_METRIC = "score it yourself: isthmus.score(model, data, metric=f), f(outputs, targets) -> float"
+
+
+@contextmanager
+def answering(model: Model, weights: Weights | None = None) -> Iterator[Callable[[Batch], object]]:
+    """Make a function from batches to what the model returns, in eval mode and without gradients.
+
+    Args:
+        model: a module, a program or a compiled program.
+        weights: the weights to run it with; None for a module's own.
+
+    Yields:
+        The function. It moves each batch to the device of the weights.
+
+    Raises:
+        InputError: a program without weights.
+        MismatchError: the weights do not fit the model; every key is named.
+    """
+    if isinstance(model, nn.Module):
+        with _evaluating(model), torch.no_grad():
+            yield _of_module(model, weights)
+        return
+    if weights is None:
+        raise InputError("a program has no weights of its own", hint="pass weights=, a state dict")
+    run = model.compile() if isinstance(model, Program) else model
+    given, device = weights, _device(weights)
+    with torch.no_grad():
+        yield lambda batch: run(given, batch.to(device))
+
+
+def _of_module(model: nn.Module, weights: Weights | None) -> Callable[[Batch], object]:
+    if weights is None:
+        here = _device(model.state_dict())
+
+        def ask(batch: Batch) -> object:
+            moved = batch.to(here)
+            return model(*moved.args, **moved.kwargs)
+
+        return ask
+    fitted = _fit(model, weights)
+    device = _device(fitted)
+
+    def ask_with(batch: Batch) -> object:
+        moved = batch.to(device)
+        return torch.func.functional_call(model, fitted, moved.args, moved.kwargs)
+
+    return ask_with
+
+
+def _fit(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """The weights under the module's keys, a tied weight once."""
+    own = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
+    wrong = [f"{key}    unexpected" for key in weights if key not in own]
+    fitted: dict[str, Tensor] = {}
+    tied: dict[int, str] = {}
+    for key, mine in own.items():
+        if key not in weights:
+            continue
+        if weights[key].shape != mine.shape:
+            wrong.append(f"{key}    model {tuple(mine.shape)}    weights {tuple(weights[key].shape)}")
+        elif tied.setdefault(id(mine), key) == key:
+            fitted[key] = weights[key]
+    wrong += [f"{key}    missing" for key, mine in own.items() if key not in weights and id(mine) not in tied]
+    if wrong:
+        raise MismatchError(f"{len(wrong)} weights do not fit {type(model).__name__}", wrong)
+    return fitted
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    # The flags themselves, not eval(): a module may override train() to do more, or to refuse.
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _device(weights: Weights) -> torch.device:
+    return next((w.device for w in weights.values() if isinstance(w, torch.Tensor)), torch.device("cpu"))
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in what a model returned: itself, its `logits`, or the first tensor in it.
+
+    Raises:
+        DataError: there is no tensor in it.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    for logits in (named, getattr(output, "logits", None)):
+        if isinstance(logits, torch.Tensor):
+            return logits
+    parts = output.values() if isinstance(output, Mapping) else output
+    for part in parts if isinstance(parts, Iterable) else ():
+        if isinstance(part, torch.Tensor):
+            return part
+    raise DataError(
+        f"the model returned a {type(output).__name__} without a tensor of logits",
+        hint=OWN_METRIC,
+    )

@@ -1,0 +1,343 @@
+"""What a merge came to, as one frozen value: the schema of `results.json` and the input of the page.
+
+Accuracies are fractions in [0, 1]; losses are in nats; a ratio is to one parent. A number that was
+*not measured* is None, and shows as a dash. A number that was measured and is *not finite* is kept
+as it is, shows as "n/a", and is counted on the page: a diverged loss is a result.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from isthmus.errors import InputError
+from isthmus.report.write import write_text
+
+
+def _fraction(value: float) -> float:
+    if math.isfinite(value) and not 0 <= value <= 1:
+        raise ValueError(f"{value:g} is no fraction: accuracies lie in [0, 1], so divide percent by 100")
+    return value
+
+
+def _ratio(value: float) -> float:
+    if math.isfinite(value) and value < 0:
+        raise ValueError(f"{value:g} is negative")
+    return value
+
+
+_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as JSON is made to hold them
+
+
+def _named(value: object) -> object:
+    return _NAMES.get(value, value) if isinstance(value, str) else value
+
+
+Number = Annotated[float, BeforeValidator(_named)]
+Fraction = Annotated[Number, AfterValidator(_fraction)]
+Positive = Annotated[Number, AfterValidator(_ratio)]
+Count = Annotated[int, Field(ge=0)]
+Kind = Literal["edge", "ensemble", "merged", "kept-apart"]
+Scalar = str | int | float | bool | None
+
+
+def _encodable(value: object) -> object:
+    """Text that UTF-8 can hold: a file name or an argument with wrong bytes in it must not cost a report."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="strings")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return _encodable(value)
+
+
+class Published(_Record):
+    """The number somebody else reported for the same thing."""
+
+    accuracy: Fraction
+    spread: Positive | None = None  # in the unit of accuracy
+    source: str = ""  # "Table 1 of ..."
+
+
+class Row(_Record):
+    """One way to make one model of several: a line of the main table.
+
+    `edge` is a parent, `ensemble` the mean of the parents' logits, `merged` a network of one
+    parent's size, `kept-apart` one that keeps a part of each parent (preserve-first).
+    """
+
+    name: str
+    kind: Kind = "merged"
+    accuracy: Fraction | None = None
+    accuracy_spread: Positive | None = None  # standard deviation over pairs, where there are several
+    loss: Number | None = None
+    parameters: Positive | None = None  # ratio to one parent
+    flops: Positive | None = None  # ratio to one parent
+    published: Published | None = None
+    note: str = ""
+
+
+class Curve(_Record):
+    """Accuracy and loss along a path from the first parent (t = 0) to the second (t = 1).
+
+    Either list may be empty, where it was not measured. The barriers are the measure's own:
+    the drop of accuracy (a fraction) and the rise of loss against the ends.
+    """
+
+    name: str
+    t: list[Number]
+    accuracy: list[Fraction | None] = Field(default_factory=list)
+    loss: list[Number | None] = Field(default_factory=list)
+    accuracy_barrier: Number | None = None
+    loss_barrier: Number | None = None
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Curve:
+        for quantity in ("accuracy", "loss"):
+            values: list[float | None] = getattr(self, quantity)
+            if values and len(values) != len(self.t):
+                raise ValueError(f"curve {self.name!r} has {len(self.t)} t but {len(values)} {quantity}")
+        if any(not math.isfinite(t) for t in self.t) or self.t != sorted(self.t):
+            raise ValueError(f"the t of curve {self.name!r} are not finite and ascending")
+        return self
+
+
+class Series(_Record):
+    """One named line of a profile: a value per layer."""
+
+    name: str
+    values: list[Number | None]
+
+
+class Profile(_Record):
+    """One quantity at every layer, for several models, in order of execution."""
+
+    name: str
+    quantity: str  # the axis, with its unit
+    layers: list[str]
+    series: list[Series]
+    reference: Number | None = None  # where the healthy value lies
+    reference_name: str = ""
+    scale: Literal["linear", "log"] = "linear"
+    read: str = ""  # one line: how to read it
+    note: str = ""  # how it was measured
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Profile:
+        for series in self.series:
+            if len(series.values) != len(self.layers):
+                raise ValueError(
+                    f"profile {self.name!r} has {len(self.layers)} layers, "
+                    f"but series {series.name!r} has {len(series.values)} values"
+                )
+        return self
+
+    @classmethod
+    def vanishing(
+        cls, layers: Sequence[str], series: Mapping[str, Sequence[float | None]], *, note: str = ""
+    ) -> Profile:
+        """Vanishing features: how much of its response to the input a model keeps at each layer.
+
+        Args:
+            layers: names, in order of execution.
+            series: for each model, ||f(x) - f(0)|| at each layer over the parents' mean of it.
+            note: how it was measured (split, number of examples).
+
+        Source: the definition in "Vanishing feature", E_l; unsmoothed.
+        """
+        return cls(
+            name="Vanishing features",
+            quantity="response to the input (ratio to parents)",
+            layers=list(layers),
+            series=[Series(name=name, values=list(values)) for name, values in series.items()],
+            reference=1.0,
+            reference_name="parents’ mean",
+            read="1 is a layer as responsive as the parents’; a line that sinks towards 0 tells its inputs "
+            "apart less and less, and what is lost early does not come back.",
+            note=note,
+        )
+
+    @classmethod
+    def variance(
+        cls, layers: Sequence[str], series: Mapping[str, Sequence[float | None]], *, note: str = ""
+    ) -> Profile:
+        """Variance ratio: the variance of the activations over the parents' mean of it, at each layer.
+
+        The axis is logarithmic where a layer falls below a tenth.
+
+        Args:
+            layers: names, in order of execution.
+            series: for each model, the ratio at each layer.
+            note: how it was measured (split, number of examples, before or after the nonlinearity).
+
+        Source: REPAIR's variance collapse, summed over the units of a layer.
+        """
+        positive = [v for values in series.values() for v in values if v is not None and v > 0]
+        return cls(
+            name="Variance ratio",
+            quantity="variance of activations (ratio to parents)",
+            layers=list(layers),
+            series=[Series(name=name, values=list(values)) for name, values in series.items()],
+            reference=1.0,
+            reference_name="parents’ mean",
+            scale="log" if min(positive, default=1.0) < 0.1 else "linear",
+            read="1 is the parents’ variance; far below it the activations have collapsed, which repair "
+            "(REPAIR, RESCALE, RESET) is there to undo.",
+            note=note,
+        )
+
+
+class Verification(_Record):
+    """Whether moving the symmetries leaves the function alone, and which were not tried."""
+
+    error: Number  # relative, of the output
+    bound: Number
+    spaces: Count  # how many were moved, each alone and all together
+    moved: Fraction | None = None  # share of the parameters that lie in a moved axis
+    unobservable: list[str] = Field(default_factory=list)
+    frozen: list[str] = Field(default_factory=list)
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number, and within the bound."""
+        return math.isfinite(self.error) and self.error <= self.bound
+
+
+class SpaceCost(_Record):
+    """What aligning one space did to its cost."""
+
+    space: str
+    size: Count
+    before: Number | None
+    after: Number | None
+
+
+class Alignment(_Record):
+    """How the models were brought together, space by space."""
+
+    method: str
+    cost: str = "cost"  # what the number is, in words
+    better: Literal["lower", "higher"] = "lower"
+    spaces: list[SpaceCost] = Field(default_factory=list)
+    note: str = ""
+
+
+class Setting(_Record):
+    """One setting of the run; `default` where nobody asked for it."""
+
+    name: str
+    value: Scalar | list[Scalar]
+    default: bool = True
+
+
+class Provenance(_Record):
+    """Where the numbers come from: enough to make them again."""
+
+    isthmus: str
+    torch: str
+    python: str = ""
+    device: str = ""
+    created: str = ""  # ISO 8601, written by the caller: the same run gives the same bytes
+    command: str = ""
+    seeds: dict[str, int] = Field(default_factory=dict)
+    splits: dict[str, Count] = Field(default_factory=dict)  # examples per split
+    evaluated: str = ""  # the split that the main table was measured on
+    chance: Fraction | None = None  # accuracy of guessing
+    checkpoints: dict[str, str] = Field(default_factory=dict)  # name -> file or digest
+
+
+class Results(_Record):
+    """Everything that one merge, with its comparisons, came to."""
+
+    format: Literal["isthmus-results/1"] = "isthmus-results/1"
+    title: str
+    verdict: str  # one sentence
+    rows: list[Row] = Field(default_factory=list)
+    curves: list[Curve] = Field(default_factory=list)
+    profiles: list[Profile] = Field(default_factory=list)
+    verification: Verification | None = None
+    alignment: Alignment | None = None
+    settings: list[Setting] = Field(default_factory=list)
+    provenance: Provenance
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write `results.json`, whole or not at all.
+
+        Non-finite numbers are the strings "NaN", "Infinity" and "-Infinity": JSON has no others.
+        """
+        return write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Results:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: there is no such file, or it is not a results file; every problem is named.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        except ValidationError as error:
+            where = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+            raise InputError(f"{path} is not a results file", where) from error
+
+    def parents(self, quantity: Literal["accuracy", "loss"]) -> float | None:
+        """The mean of a quantity over the parents; None unless each has a finite one."""
+        values = [getattr(row, quantity) for row in self.rows if row.kind == "edge"]
+        if not values or any(v is None or not math.isfinite(v) for v in values):
+            return None
+        return math.fsum(values) / len(values)
+
+    def near_chance(self, row: Row) -> bool:
+        """Whether a row's accuracy is less than a tenth of the way from chance to the parents' mean."""
+        chance, parents = self.provenance.chance, self.parents("accuracy")
+        if row.accuracy is None or chance is None or parents is None or parents <= chance:
+            return False
+        return row.accuracy < chance + 0.1 * (parents - chance)
+
+    def not_finite(self) -> list[str]:
+        """Where numbers were measured that are not finite: "rows / direct average / loss"."""
+        return list(_not_finite(self.model_dump(exclude={"settings"}), ()))
+
+
+def _not_finite(value: object, at: tuple[str, ...]) -> Iterator[str]:
+    if _broken(value):
+        yield " / ".join(at)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _not_finite(item, (*at, str(key)))
+    elif isinstance(value, list) and any(map(_broken, value)):
+        yield f"{' / '.join(at)} ({sum(map(_broken, value))} of {len(value)})"
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            named = item.get("name") or item.get("space") if isinstance(item, dict) else None
+            yield from _not_finite(item, (*at, str(named or index)))
+
+
+def _broken(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

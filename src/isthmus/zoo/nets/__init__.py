@@ -1,0 +1,1 @@
+"""The architectures, one small file each; `isthmus.zoo` is their index."""
