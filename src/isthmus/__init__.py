@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from isthmus.symmetry import rule as rule
     from isthmus.symmetry import trace as trace
 
-__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *_WHERE]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

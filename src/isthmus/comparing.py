@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import isthmus
-from isthmus import progress
 from isthmus.align import Alignment as Maps
 from isthmus.align import align as align_models
-from isthmus.combine import combine, normalised
+from isthmus.combine import normalised
 from isthmus.errors import InputError
 from isthmus.measure import Barrier, Evaluation, barrier, cost, ensemble, evaluate, vanishing, variance_ratio
-from isthmus.merging import Merged, Mergeable, merge
+from isthmus.merging import Mergeable, Merged, merge
 from isthmus.paths import Segment
 from isthmus.program import Program
 from isthmus.program.keep import Variant
@@ -128,7 +127,8 @@ class _Comparison:
         published: Mapping[str, Published],
         variant: Variant,
     ):
-        self.splits, self.seed, self.published, self.variant = splits, seed, published, variant
+        self.splits, self.seed, self.published = splits, seed, published
+        self.variant: Variant = variant
         self.shares = normalised(weights, len(models))
         # The plain average checks the models against each other and reads the architecture once.
         self.direct = merge(
@@ -165,8 +165,10 @@ class _Comparison:
         self.example = example
         ways = list(repairs) if repairs is not None else suitable(program)
         layers = program.layers
-        chosen = list(depths) if depths is not None else sorted(
-            {round(layers * share) for share in (0.2, 0.4, 0.6, 0.75, 0.9)} - {0, layers}
+        chosen = (
+            list(depths)
+            if depths is not None
+            else sorted({round(layers * share) for share in (0.2, 0.4, 0.6, 0.75, 0.9)} - {0, layers})
         )
         for name, state in zip(self.names, self.states, strict=True):
             self._record(name, "edge", program, state)
@@ -182,12 +184,10 @@ class _Comparison:
             for way in ways:
                 self._merge(f"{label} + {way}", graph, last, way)
         assert last is not None
-        best = max(
-            (n for n, r in self._kinds("merged")), key=lambda n: self.validation[n].accuracy
-        )
+        best = max((n for n, _ in self._kinds("merged")), key=lambda n: self.validation[n].accuracy)
         way = max(ways, key=lambda w: self.validation[f"{last.method} + {w}"].accuracy, default=None)
         for depth in chosen:
-            for repair in ([None, way] if way else [None]):
+            for repair in [None, way] if way else [None]:
                 label = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
                 self._merge(label, graph, last, repair, preserve_first=depth)
         curves = self._curves(program, last, points)
@@ -313,8 +313,12 @@ class _Comparison:
             return []
         moved = last.apply(self.states)
         found = {
-            "direct": barrier(program, Segment(*self.states), self.splits.validation, points=points, norms="keep"),
-            last.method: barrier(program, Segment(*moved), self.splits.validation, points=points, norms="keep"),
+            "direct": barrier(
+                program, Segment(*self.states), self.splits.validation, points=points, norms="keep"
+            ),
+            last.method: barrier(
+                program, Segment(*moved), self.splits.validation, points=points, norms="keep"
+            ),
         }
         if "reset" in suitable(program):
             found[f"{last.method} + reset"] = barrier(
@@ -332,21 +336,26 @@ class _Comparison:
         gone: dict[str, list[float | None]] = {}
         spread: dict[str, list[float | None]] = {}
         layers: list[str] = []
-        note = ""
+        notes = ["", ""]
         for name in shown:
             merged = self.merges[name]
             parents = merged.aligned
             fading = vanishing(program, merged.weights, parents, self.splits.validation, split="validation")
             ratio = variance_ratio(
-                program, merged.weights, parents, self.splits.validation, shares=self.shares, split="validation"
+                program,
+                merged.weights,
+                parents,
+                self.splits.validation,
+                shares=self.shares,
+                split="validation",
             )
-            layers = list(fading.finding.layers)
-            note = fading.finding.note
-            gone[name] = list(fading.finding.layers.values())
-            spread[name] = list(ratio.finding.layers.values())
+            layers = list(fading.layers)
+            gone[name] = list(fading.strength)
+            spread[name] = list(ratio.ratio)
+            notes = [found[0].note for found in (fading.findings, ratio.findings)]
         return [
-            Profile.vanishing(layers, gone, note=note),
-            Profile.variance(layers, spread, note=note),
+            Profile.vanishing(layers, gone, note=notes[0]),
+            Profile.variance(layers, spread, note=notes[1]),
         ]
 
     def _settings(

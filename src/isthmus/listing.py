@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 from isthmus.align import ALIGNMENTS
 from isthmus.combine import COMBINATIONS
 from isthmus.registry import Method
 from isthmus.repair import REPAIRS
 
 
-class Methods(tuple[Method, ...]):
+#: One row: each table knows what its own functions take.
+Row = Method[Callable[..., object]]
+
+
+class Methods(tuple[Row, ...]):
     """Rows of a table that prints itself."""
 
     def __str__(self) -> str:
@@ -32,5 +39,7 @@ def methods(kind: str | None = None) -> Methods:
         >>> [row.name for row in isthmus.methods("combination")]
         ['average']
     """
-    tables = (ALIGNMENTS, COMBINATIONS, REPAIRS)
-    return Methods(row for table in tables for row in table.rows() if kind in (None, row.kind))
+    rows: list[Row] = []
+    for table in (ALIGNMENTS, COMBINATIONS, REPAIRS):
+        rows += cast("tuple[Row, ...]", table.rows())
+    return Methods(row for row in rows if kind in (None, row.kind))

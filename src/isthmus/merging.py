@@ -19,11 +19,10 @@ from isthmus.align import Alignment
 from isthmus.align import align as align_models
 from isthmus.combine import combine, normalised
 from isthmus.errors import InputError, MismatchError
-from isthmus.program import Batch, Cut, Program, ProgramModule, batches, example_of, export, keep_apart
+from isthmus.program import Batch, Cut, Program, ProgramModule, batches, export, keep_apart
 from isthmus.program.batches import Inputs
 from isthmus.program.keep import Variant
-from isthmus.repair import Repaired
-from isthmus.repair import repair as repair_model
+from isthmus.repair import REPAIRS, Repaired, goals
 from isthmus.symmetry import SymmetryGraph, Verification, trace
 
 #: What can be merged: modules, state dicts, or files of weights.
@@ -232,7 +231,7 @@ def merge(
 
     program = graph.program if graph is not None else None
     junctions: tuple[str, ...] = ()
-    merged = combine(aligned, method, weights=shares, names=names, **options)
+    merged = combine(aligned, method, weights=shares, names=names, options=options)
     if cut:
         assert graph is not None
         program, junctions = keep_apart(graph.program, cut, shares)
@@ -243,11 +242,14 @@ def merge(
         if data is None:
             raise InputError("repair needs calibration data", hint="pass data=, an iterable of inputs")
         how = {"method": repair} if isinstance(repair, str) else dict(repair)
-        repaired = repair_model(
-            program, merged, data, by=how, reference=graph.program, parents=aligned, shares=shares
-        )
-        settings |= {f"repair.{k}": v for k, v in repaired.settings.items()}
-        merged = dict(repaired.weights)
+        repaired = _repair(graph, program, merged, aligned, shares, how, data)
+        settings |= {f"repair.{k}": v for k, v in how.items() if k != "method"}
+        settings |= {
+            "repair.mode": repaired.mode,
+            "repair.examples": repaired.examples,
+            "repair.batch_size": repaired.batch_size,
+        }
+        merged, program = dict(repaired.weights), repaired.program
     return Merged(
         merged,
         _result_module(module, program, merged, kept=bool(cut)),
@@ -304,11 +306,33 @@ def _align(
 ) -> Alignment:
     from isthmus.align import ALIGNMENTS
 
-    by = {"method": how} if isinstance(how, str) else dict(how)
+    by: dict[str, object] = {"method": how} if isinstance(how, str) else dict(how)
     function = ALIGNMENTS.get(str(by.get("method", ""))).function
     if "seed" in inspect.signature(function).parameters:
         by.setdefault("seed", seed)
     return align_models(graph, states, by, data=data, reference=reference)
+
+
+def _repair(
+    graph: SymmetryGraph,
+    program: Program,
+    merged: Mapping[str, Tensor],
+    aligned: Sequence[Mapping[str, Tensor]],
+    shares: Sequence[float],
+    how: Mapping[str, object],
+    data: Iterable[object],
+) -> Repaired:
+    method = REPAIRS.get(str(how.get("method", "")))
+    options = {name: value for name, value in how.items() if name != "method"}
+    known = [n for n, p in inspect.signature(method.function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if unknown := [name for name in options if name not in known or name == "goals"]:
+        takes = ", ".join(n for n in known if n != "goals")
+        raise InputError(
+            f"{method.name} has no option {', '.join(map(repr, unknown))}", hint=f"it takes {takes}"
+        )
+    if "goals" in method.needs:
+        options["goals"] = goals(graph.program, aligned, shares, data)
+    return method.function(program, merged, data, **options)
 
 
 def _distribute(
@@ -350,7 +374,9 @@ def _name(source: Mergeable, index: int) -> str:
     return str(source) if isinstance(source, (str, Path)) else f"models[{index}]"
 
 
-def _module(model: nn.Module | Callable[[], nn.Module] | None, models: Sequence[Mergeable]) -> nn.Module | None:
+def _module(
+    model: nn.Module | Callable[[], nn.Module] | None, models: Sequence[Mergeable]
+) -> nn.Module | None:
     if model is not None:
         return model if isinstance(model, nn.Module) else model()
     modules = [m for m in models if isinstance(m, nn.Module)]
@@ -360,7 +386,7 @@ def _module(model: nn.Module | Callable[[], nn.Module] | None, models: Sequence[
     return modules[0] if modules else None
 
 
-def _example(example: Inputs | None, data: Iterable[object] | None) -> Inputs | Batch:
+def _example(example: Inputs | None, data: Iterable[object] | None) -> Inputs:
     if example is not None:
         return example
     if data is None:
@@ -371,7 +397,9 @@ def _example(example: Inputs | None, data: Iterable[object] | None) -> Inputs | 
 def first_example(data: Iterable[object]) -> Batch:
     """Two examples of the data's first batch: enough to read a program."""
     first = next(batches(data))
-    return Batch(*pytree.tree_map(lambda v: v[:2] if isinstance(v, Tensor) else v, (first.args, first.kwargs)))
+    return Batch(
+        *pytree.tree_map(lambda v: v[:2] if isinstance(v, Tensor) else v, (first.args, first.kwargs))
+    )
 
 
 def _asked(given: Mapping[str, object]) -> frozenset[str]:

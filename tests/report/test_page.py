@@ -11,11 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from isthmus.errors import MissingExtraError
-from isthmus.report import Curve, Profile, Results, Row, Series, render
+from isthmus.report import Alignment, Curve, Profile, Results, Row, Series, SpaceCost, render
 from isthmus.report.charts import charts
 from isthmus.report.page import page
+from isthmus.report.plots import figure_json
 from isthmus.report.ways import columns, ways
 
 HOSTILE = (
@@ -219,6 +222,29 @@ def test_numbers_that_are_not_finite_are_shown_and_counted(results: Results, val
     assert "n/a: measured, but not a finite number" in parsed.text
     assert "rows / diverged / loss" in parsed.text
     assert parsed.figures()["curve-loss-data"]["light"]["data"][0]["y"] == [0.5, None, None]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    values=st.lists(st.floats() | st.none(), min_size=1, max_size=6), scale=st.sampled_from(["linear", "log"])
+)
+def test_any_numbers_make_plots(results: Results, values: list[float | None], scale: str) -> None:
+    profile = {"name": "p", "quantity": "q", "layers": [str(i) for i in range(len(values))], "scale": scale}
+    profile |= {"series": [Series(name="s", values=values)], "reference": values[0]}
+    wild = results.model_copy(
+        update={
+            "rows": [Row(name="a", kind="edge", loss=values[0]), Row(name="b", loss=values[-1])],
+            "curves": [Curve(name="c", t=[i / 8 for i in range(len(values))], loss=values)],
+            "profiles": [Profile.model_validate(profile)],
+            "alignment": Alignment(
+                method="m", spaces=[SpaceCost(space="s", size=1, before=v, after=values[0]) for v in values]
+            ),
+        }
+    )
+    for chart in charts(wild):
+        assert set(json.loads(figure_json(chart))) == {"light", "dark"}
+        assert len(chart.table()) == len(values)
+    assert ways(wild)
 
 
 def test_almost_nothing_makes_a_page(results: Results) -> None:

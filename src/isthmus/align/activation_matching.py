@@ -87,7 +87,13 @@ def activation_matching(
     unseen = [name for name in graph.spaces if not values.get(name)]
     if unseen:
         notes.append(f"no value shows {', '.join(unseen)}: left in place")
-    settings = {"similarity": similarity, "at": at, "stream": stream, "limit": limit, "examples": found.examples}
+    settings = {
+        "similarity": similarity,
+        "at": at,
+        "stream": stream,
+        "limit": limit,
+        "examples": found.examples,
+    }
     return Alignment(
         "activation-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes)
     )
@@ -203,9 +209,7 @@ def _diagonal(matrix: Tensor, term: Axis, wanted: Sequence[str]) -> list[Tensor]
     if any(names.count(w) != 1 for w in wanted):
         return []
     rows = "abcdefgh"[: len(factors)]
-    columns = "".join(
-        rows[i].upper() if names[i] in wanted else rows[i] for i in range(len(factors))
-    )
+    columns = "".join(rows[i].upper() if names[i] in wanted else rows[i] for i in range(len(factors)))
     out = "".join(rows[names.index(w)] for w in wanted)
     sizes = [f.size for f in factors]
     return [torch.einsum(f"{rows}{columns}->{out}{out.upper()}", matrix.reshape(*sizes, *sizes))]

@@ -81,7 +81,9 @@ class Alignment:
             "reference": self.reference,
             "status": self.status,
             "notes": list(self.notes),
-            "settings": {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.settings.items()},
+            "settings": {
+                k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.settings.items()
+            },
             "costs": [cost.__dict__ for cost in self.costs],
         }
         (folder / "alignment.json").write_text(json.dumps(described, indent=2))
@@ -158,9 +160,11 @@ def align(
     unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(
-            f"{by} has no option {', '.join(map(repr, unknown))}", hint=f"it takes {', '.join(known) or 'none'}"
+            f"{by} has no option {', '.join(map(repr, unknown))}",
+            hint=f"it takes {', '.join(known) or 'none'}",
         )
-    return method.function(graph, models, data=data, reference=reference, **options)
+    given = {"data": data} if "data" in method.needs else {}
+    return method.function(graph, models, reference=reference, **given, **options)
 
 
 def permutations(graph: SymmetryGraph, orders: Mapping[str, Tensor]) -> Transport:

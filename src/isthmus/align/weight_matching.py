@@ -25,7 +25,6 @@ def weight_matching(
     graph: SymmetryGraph,
     models: Sequence[Mapping[str, Tensor]],
     *,
-    data: Iterable[object] | None = None,
     reference: int = 0,
     seed: int = 0,
     restarts: int = 1,
@@ -44,7 +43,6 @@ def weight_matching(
     Args:
         graph: the symmetries.
         models: state dicts; each is matched to the reference on its own.
-        data: not used.
         reference: index of the model that stays.
         seed: of the order in which spaces are visited.
         restarts: number of seeds to try, seed, seed + 1, ...; the best objective wins.
@@ -68,7 +66,9 @@ def weight_matching(
         best = max(runs, key=lambda run: run.objective)
         if not best.converged:
             status = f"stopped after {max_sweeps} sweeps"
-        notes.append(f"model {index}: {best.sweeps} sweeps, objective {best.start:.6g} -> {best.objective:.6g}")
+        notes.append(
+            f"model {index}: {best.sweeps} sweeps, objective {best.start:.6g} -> {best.objective:.6g}"
+        )
         transports.append(permutations(graph, best.orders))
         costs += [Cost(index, *row, "mean cosine") for row in best.costs()]
     settings = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}

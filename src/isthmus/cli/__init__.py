@@ -30,10 +30,10 @@ def main() -> None:
         app()
     except IsthmusError as error:
         what, *rest = error.render().splitlines()
-        print("\n".join([f"error: {what}", *rest]), file=sys.stderr)
+        typer.echo("\n".join([f"error: {what}", *rest]), err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        typer.echo("interrupted", err=True)
         sys.exit(130)
 
 

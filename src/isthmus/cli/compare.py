@@ -11,16 +11,20 @@ from isthmus.cli import inputs, output
 
 
 def register(app: typer.Typer) -> None:
+    """Add the verb."""
     app.command("compare")(compare)
 
 
 def compare(
     checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights.")
+        list[str],
+        typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights."),
     ],
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and weights.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, results.json and weights.")
+    ] = None,
     align: Annotated[
         list[str] | None, typer.Option(help="Alignment methods to try; repeat the option.")
     ] = None,
@@ -28,7 +32,9 @@ def compare(
     preserve_first: Annotated[
         list[int] | None, typer.Option(help="Depths to keep apart; repeat the option.")
     ] = None,
-    variant: Annotated[str, typer.Option(help="Where kept-apart branches meet: junction or paper.")] = "junction",
+    variant: Annotated[
+        str, typer.Option(help="Where kept-apart branches meet: junction or paper.")
+    ] = "junction",
     calibration: Annotated[
         int | None, typer.Option(help="Calibration images from the training data; all where not given.")
     ] = 5000,

@@ -11,13 +11,14 @@ from isthmus.cli import inputs, output
 
 
 def register(app: typer.Typer) -> None:
+    """Add the verb."""
     app.command("demo")(demo)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the merged weights.")] = Path(
-        "out/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, results.json and the merged weights.")
+    ] = Path("out/demo"),
     data: Annotated[str, typer.Option(help=inputs.DATA)] = "digits",
     seed: Annotated[int, typer.Option(help="Of the split, the two networks and the merge.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -32,7 +33,7 @@ def demo(
     seeds = (seed, seed + 1)
 
     def factory() -> object:
-        return demo_vgg(num_classes=images.num_classes, in_channels=images.shape[2])
+        return demo_vgg(num_classes=images.num_classes, in_channels=images.shape[0])
 
     output.say(f"training two networks on {images.name} from seeds {seeds[0]} and {seeds[1]}")
     trained = strangers(images, factory, n=2, seeds=seeds, **DEMO_RECIPE)  # type: ignore[arg-type]

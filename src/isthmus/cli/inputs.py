@@ -59,7 +59,9 @@ def build(arch: str | None, arguments: dict[str, object]) -> nn.Module:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        module = importlib.import_module("torchvision.models" if module_name == "torchvision" else module_name)
+        module = importlib.import_module(
+            "torchvision.models" if module_name == "torchvision" else module_name
+        )
     except ImportError as error:
         raise InputError(f"--arch {arch}: {module_name} cannot be imported", [str(error)]) from error
     factory = getattr(module, name, None)
@@ -106,7 +108,9 @@ def splits(images: Dataset, calibration: int | None, validation: int | None, tes
 
     Args:
         images: with a validation split.
-        calibration, validation, test: at most this many of each; all where None.
+        calibration: at most this many; all where None.
+        validation: likewise.
+        test: likewise.
     """
     from isthmus.comparing import Splits
 

@@ -12,12 +12,14 @@ from isthmus.cli import inputs, output
 
 
 def register(app: typer.Typer) -> None:
+    """Add the verb."""
     app.command("merge")(merge)
 
 
 def merge(
     checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights.")
+        list[str],
+        typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights."),
     ],
     out: Annotated[Path, typer.Option(help="The merged checkpoint, a safetensors file.")] = Path(
         "merged.safetensors"
@@ -35,7 +37,9 @@ def merge(
     modules: Annotated[
         list[str] | None, typer.Option(help="Keep modules by name, with * and ?; repeat the option.")
     ] = None,
-    variant: Annotated[str, typer.Option(help="Where kept-apart branches meet: junction or paper.")] = "junction",
+    variant: Annotated[
+        str, typer.Option(help="Where kept-apart branches meet: junction or paper.")
+    ] = "junction",
     reference: Annotated[int, typer.Option(help="Index of the model whose order of units stays.")] = 0,
     calibration: Annotated[
         int | None, typer.Option(help="Calibration images from the training data; all where not given.")
@@ -54,7 +58,9 @@ def merge(
     progress.enable()
     paths, arguments = inputs.separate(checkpoints)
     if out.suffix != ".safetensors":
-        raise InputError(f"--out {out}: merged weights are written as safetensors", hint=f"{out.stem}.safetensors")
+        raise InputError(
+            f"--out {out}: merged weights are written as safetensors", hint=f"{out.stem}.safetensors"
+        )
     model = inputs.build(arch, arguments) if arch else None
     states = [inputs.checkpoint(p, model) for p in paths] if model else paths
     splits = inputs.splits(inputs.dataset(data, validation, seed), calibration, None, None) if data else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     from isthmus.comparing import Comparison
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """A line for the person, not for the pipe."""
-    print(text, file=sys.stderr)
+    typer.echo(text, err=True)
 
 
 def show(results: Results, as_json: bool) -> None:
     """Print the table of a comparison, or its JSON."""
     if as_json:
-        print(results.model_dump_json(indent=1))
+        typer.echo(results.model_dump_json(indent=1))
         return
     from rich.console import Console
 

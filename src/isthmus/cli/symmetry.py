@@ -11,6 +11,7 @@ from isthmus.cli import inputs
 
 
 def register(app: typer.Typer) -> None:
+    """Add the verb."""
     app.command("symmetry")(symmetry)
 
 

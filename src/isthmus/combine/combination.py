@@ -46,7 +46,7 @@ def combine(
     weights: Sequence[float] | None = None,
     tied: Mapping[str, str] | None = None,
     names: Sequence[str] | None = None,
-    **options: object,
+    options: Mapping[str, object] | None = None,
 ) -> dict[str, Tensor]:
     """Combine state dicts into one, tensor by tensor.
 
@@ -70,10 +70,9 @@ def combine(
     if not models:
         raise InputError("there is nothing to merge: no models were given")
     rule = COMBINATIONS.get(method)
-    known = [
-        n for n, p in inspect.signature(rule.function).parameters.items() if p.kind is p.KEYWORD_ONLY
-    ]
-    unknown = [name for name in options if name not in known or name == "weights"]
+    known = [n for n, p in inspect.signature(rule.function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    given = dict(options or {})
+    unknown = [name for name in given if name not in known or name == "weights"]
     if unknown:
         raise InputError(f"{method} has no option {', '.join(map(repr, unknown))}")
     shares = normalised(weights, len(models))
@@ -89,7 +88,7 @@ def combine(
         if same.get(key) in result:
             result[key] = result[same[key]]
         elif first.is_floating_point() or first.is_complex():
-            result[key] = rule.function([m[key] for m in models], weights=shares, **options)
+            result[key] = rule.function([m[key] for m in models], weights=shares, **given)
         elif key.endswith("num_batches_tracked") or all(torch.equal(first, m[key]) for m in models[1:]):
             result[key] = first.clone()
         else:

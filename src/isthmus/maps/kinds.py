@@ -19,17 +19,22 @@ from isthmus.errors import InputError
 
 @runtime_checkable
 class Map(Protocol):
-    """How one model's units of a space become merged units.
+    """How one model's units of a space become merged units."""
 
-    Attributes:
-        source: number of the model's units.
-        target: number of merged units.
-        keeps_function: whether moving a single model by it leaves its function alone.
-    """
+    @property
+    def source(self) -> int:
+        """Number of the model's units."""
+        ...
 
-    source: int
-    target: int
-    keeps_function: bool
+    @property
+    def target(self) -> int:
+        """Number of merged units."""
+        ...
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether moving a single model by it leaves its function alone."""
+        ...
 
     def write(self, tensor: Tensor, dim: int) -> Tensor:
         """A on a dimension of a weight that writes the space."""
@@ -253,9 +258,10 @@ def compose(first: Map, then: Map) -> Map:
     """The map that applies `first` and then `then`: A = A2 A1, B = B1 B2."""
     if first.target != then.source:
         raise InputError(f"a map to {first.target} units cannot be followed by one from {then.source}")
-    plain = isinstance(first, Permutation) and isinstance(then, Permutation)
-    if plain and first.index.ndim == then.index.ndim == 1:
-        return Permutation(first.index[then.index])
+    if isinstance(first, Permutation) and isinstance(then, Permutation):
+        if first.index.ndim == then.index.ndim == 1:
+            return Permutation(first.index[then.index])
+        raise InputError("permutations per outer unit compose as whole models, see Transport.then")
     scaled = (Permutation, ScaledPermutation)
     if isinstance(first, scaled) and isinstance(then, scaled):
         ours = first.scale if isinstance(first, ScaledPermutation) else torch.ones(first.source)
@@ -290,5 +296,5 @@ def _along(vector: Tensor, tensor: Tensor, dim: int) -> Tensor:
 
 
 def _contract(matrix: Tensor, tensor: Tensor, dim: int) -> Tensor:
-    moved = torch.tensordot(matrix.to(tensor.device, tensor.dtype), tensor, dims=([1], [dim]))
-    return moved.movedim(0, dim)
+    moved = matrix.to(tensor.device, tensor.dtype) @ tensor.movedim(dim, 0).flatten(1)
+    return moved.unflatten(1, tensor.movedim(dim, 0).shape[1:]).movedim(0, dim)

@@ -10,10 +10,6 @@ from torch import Tensor
 
 from isthmus.errors import DataError
 
-#: What a model takes: one tensor, a tuple of positional inputs, or a mapping of keyword inputs.
-Inputs = Tensor | Sequence[object] | Mapping[str, object]
-
-
 @dataclass(frozen=True)
 class Batch:
     """One batch, split into what the model takes and what it should answer.
@@ -51,12 +47,18 @@ class Batch:
         )
 
 
+#: What a model takes: one tensor, a tuple of positional inputs, a mapping of keyword inputs, or a batch.
+Inputs = Tensor | Batch | Sequence[object] | Mapping[str, object]
+
+
 def example_of(example: Inputs) -> Batch:
     """Read an example input as the model's arguments.
 
     Args:
-        example: one tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+        example: one tensor, a tuple of positional inputs, a mapping of keyword inputs, or a batch.
     """
+    if isinstance(example, Batch):
+        return example
     if isinstance(example, Tensor):
         return Batch((example,), {})
     if isinstance(example, Mapping):

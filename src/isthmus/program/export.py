@@ -53,7 +53,7 @@ def _at_least_two(batch: Batch) -> Batch:
     return Batch(args, kwargs)
 
 
-def export(model: nn.Module, example: Inputs | Batch) -> Program:
+def export(model: nn.Module, example: Inputs) -> Program:
     """Read a model as a program. The batch dimension (dimension 0 of every input) stays free.
 
     The model is exported in eval mode and left as it was found. It may live on the meta device.
@@ -65,12 +65,16 @@ def export(model: nn.Module, example: Inputs | Batch) -> Program:
     Raises:
         ExportError: `torch.export` could not; the message says where and what to change.
     """
-    batch = _at_least_two(example if isinstance(example, Batch) else example_of(example))
+    batch = _at_least_two(example_of(example))
     try:
         bound = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs).arguments
     except TypeError as error:
-        raise ExportError(f"{type(model).__name__} does not take the example's inputs", [str(error)]) from error
-    shapes = pytree.tree_map(lambda v: {0: Dim.AUTO} if isinstance(v, Tensor) and v.ndim else None, dict(bound))
+        raise ExportError(
+            f"{type(model).__name__} does not take the example's inputs", [str(error)]
+        ) from error
+    shapes = pytree.tree_map(
+        lambda v: {0: Dim.AUTO} if isinstance(v, Tensor) and v.ndim else None, dict(bound)
+    )
     try:
         # Without gradients there is no `with torch.no_grad()` sub-graph to look into.
         with _evaluating(model), torch.no_grad(), warnings.catch_warnings():
@@ -122,24 +126,26 @@ def _program(
     buffers: set[str] = set()
     constants: dict[str, Tensor] = {}
     inputs: list[str] = []
-    for spec in signature.input_specs:
-        name = ours[spec.arg.name]
-        if spec.kind is InputKind.USER_INPUT:
+    for entry in signature.input_specs:
+        name = ours[entry.arg.name]
+        if entry.kind is InputKind.USER_INPUT:
             inputs.append(name)
-        elif spec.target in state:
-            weights[name] = str(spec.target)
-            if spec.kind is InputKind.BUFFER:
-                buffers.add(str(spec.target))
+        elif entry.target in state:
+            weights[name] = str(entry.target)
+            if entry.kind is InputKind.BUFFER:
+                buffers.add(str(entry.target))
         else:
-            value = exported.constants.get(str(spec.target))
+            value = exported.constants.get(str(entry.target))
             if isinstance(value, Tensor):
                 constants[name] = value.detach()
     outputs = [
-        ours[spec.arg.name] if isinstance(spec.arg, TensorArgument) else None
-        for spec in signature.output_specs
-        if spec.kind is OutputKind.USER_OUTPUT
+        ours[entry.arg.name] if isinstance(entry.arg, TensorArgument) else None
+        for entry in signature.output_specs
+        if entry.kind is OutputKind.USER_OUTPUT
     ]
     tied = _tie(state, graph, weights)
+    spec = exported.call_spec
+    assert spec.in_spec is not None and spec.out_spec is not None
     return Program(
         graph=graph,
         weights=weights,
@@ -147,8 +153,8 @@ def _program(
         constants=constants,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        in_spec=exported.call_spec.in_spec,
-        out_spec=exported.call_spec.out_spec,
+        in_spec=spec.in_spec,
+        out_spec=spec.out_spec,
         tied=tied,
         shapes={key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)},
     )

@@ -70,7 +70,10 @@ class Cut:
         layers = program.layers
         problems = [
             f"{what} = {count}, the model has {layers} layers"
-            for what, count in (("preserve_first", self.preserve_first), ("preserve_last", self.preserve_last))
+            for what, count in (
+                ("preserve_first", self.preserve_first),
+                ("preserve_last", self.preserve_last),
+            )
             if not 0 <= count <= layers
         ]
         problems += [
@@ -103,9 +106,7 @@ class Cut:
 def _under(path: str, glob: str) -> bool:
     """Whether a module path matches a glob or lies inside a module that does."""
     parts = path.split(".")
-    return bool(path) and any(
-        fnmatch.fnmatchcase(".".join(parts[: i + 1]), glob) for i in range(len(parts))
-    )
+    return bool(path) and any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), glob) for i in range(len(parts)))
 
 
 def branch_key(index: int, key: str) -> str:

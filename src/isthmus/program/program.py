@@ -221,7 +221,9 @@ class Program:
             copy.kwargs = pytree.tree_map(rewrite, copy.kwargs)
             copies[node] = copy
         constants = {
-            name: value.to(target or value.device, dtype if dtype and value.is_floating_point() else value.dtype)
+            name: value.to(
+                target or value.device, dtype if dtype and value.is_floating_point() else value.dtype
+            )
             for name, value in self.constants.items()
         }
         return replace(self, graph=graph, constants=constants)
@@ -236,5 +238,3 @@ class Program:
             if isinstance(device, torch.device):
                 return device
         return None
-
-

@@ -77,7 +77,7 @@ class Runner:
                     program.to(device), self.outputs, self.given, self.taps, self._batch_statistics
                 )
             return self._moved[device](weights, batch, given=given, tap=tap)
-        flat, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
+        flat, _ = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
         if len(flat) != len(program.inputs):
             raise DataError(
                 f"the model takes {len(program.inputs)} inputs, the data gives {len(flat)}",

@@ -75,9 +75,9 @@ class Repaired:
         return ProgramModule(self.program, self.weights)
 
     def __str__(self) -> str:
+        changed = f"{len(self.changed)} layers changed ({len(self.scale_only)} by scale only)"
         lines = [
-            f"{self.method}: {len(self.changed)} layers changed ({len(self.scale_only)} by scale only), "
-            f"{len(self.skipped)} left, {self.clamped} gains clamped",
+            f"{self.method}: {changed}, {len(self.skipped)} left, {self.clamped} gains clamped",
             f"{self.mode} pass over {self.examples} examples in batches of up to {self.batch_size}",
         ]
         width = max((len(c.module or c.value) for c in self.changed.values()), default=0)

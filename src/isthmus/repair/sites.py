@@ -81,7 +81,7 @@ class AffineSite:
         return self.shifts and (self.shift_key is not None or self.fusable.shift is not None)
 
     def affine(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Gain and shift (float64) that take a mean and a variance to the goal; how many gains were clamped."""
+        """Gain and shift (float64) from a mean and a variance to the goal; how many gains were clamped."""
         goal_mean, goal_std = (t.to(mean) for t in (self.goal.mean, self.goal.std))
         # In both variances, so that a value that is at its goal already is left alone.
         floor = self.eps * goal_std.square().mean() + torch.finfo(torch.float64).tiny

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from isthmus.report import text
 from isthmus.report.results import Profile, Results
@@ -113,7 +114,7 @@ def _accuracy(results: Results, styles: dict[str, int]) -> Chart | None:
     )
     if not lines:
         return None
-    values = _finite(line.y for line in lines)
+    values = _drawn(lines)
     marks: list[Mark] = []
     parents, chance = results.parents("accuracy"), results.provenance.chance
     if parents is not None:
@@ -157,9 +158,9 @@ def _loss(results: Results, styles: dict[str, int]) -> Chart | None:
     if not lines:
         return None
     parents = results.parents("loss")
-    marks = () if parents is None else (Mark("parents’ mean", parents),)
-    values = [*_finite(line.y for line in lines), *(mark.y for mark in marks)]
-    log = bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+    marks = (Mark("parents’ mean", parents),) if drawable(parents) else ()
+    values = [*_drawn(lines), *(mark.y for mark in marks)]
+    log = drawable(min(values, default=None), log=True) and max(values) > 30 * min(values)
     low, high = _bounds(values, log=log)
     return Chart(
         key="curve-loss",
@@ -193,11 +194,11 @@ def _profile(profile: Profile, index: int, styles: dict[str, int]) -> Chart | No
     )
     reference = profile.reference
     marks: tuple[Mark, ...] = ()
-    if reference is not None and math.isfinite(reference) and not (log and reference <= 0):
+    if drawable(reference, log=log):
         marks = (Mark(text.name(profile.reference_name or "reference"), reference),)
-    values = [*_finite(line.y for line in lines), *(mark.y for mark in marks)]
-    hidden = sum(1 for v in values if v <= 0) if log else 0
-    values = [v for v in values if v > 0] if log else values
+    values = [*_drawn(lines), *(mark.y for mark in marks)]
+    hidden = sum(1 for v in values if not drawable(v, log=log))
+    values = [v for v in values if drawable(v, log=log)]
     low, high = _bounds(values, log=log)
     notes = [text.name(profile.note)] if profile.note else []
     if hidden:
@@ -223,8 +224,13 @@ def _profile(profile: Profile, index: int, styles: dict[str, int]) -> Chart | No
     )
 
 
-def _finite(many: Iterable[Sequence[float | None]]) -> list[float]:
-    return [v for values in many for v in values if v is not None and math.isfinite(v)]
+def drawable(value: float | None, *, log: bool = False) -> TypeGuard[float]:
+    """Whether a value has a place on an axis; beyond a googol either way, axes themselves overflow."""
+    return value is not None and abs(value) <= 1e100 and (not log or value >= 1e-100)
+
+
+def _drawn(lines: Iterable[Line]) -> list[float]:
+    return [y for line in lines for y in line.y if drawable(y)]
 
 
 def _bounds(values: Sequence[float], *, log: bool = False) -> tuple[float, float]:

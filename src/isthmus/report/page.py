@@ -110,7 +110,7 @@ def _alignment(alignment: Alignment | None) -> dict[str, object] | None:
         return None
     pairs = [(s.before, s.after) for s in alignment.spaces if s.before is not None and s.after is not None]
     known = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    before, after = math.fsum(b for b, _ in known), math.fsum(a for _, a in known)
+    before, after = sum(b for b, _ in known), sum(a for _, a in known)
     change = text.fixed(_change(before, after), 1, sign=True)
     shown = text.together([before, after], 5)
     summary = f"In total {shown[0]} before, {shown[1]} after ({change} %)." if known and before else ""

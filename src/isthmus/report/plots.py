@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from isthmus.errors import MissingExtraError
 from isthmus.report import text
-from isthmus.report.charts import Chart, Line
+from isthmus.report.charts import Chart, Line, drawable
 from isthmus.report.labels import Place, place
 from isthmus.report.theme import DASHES, SYMBOLS, THEMES, Theme, template
 
@@ -133,7 +133,7 @@ def labels(chart: Chart) -> list[Label]:
     named += [(_mark(chart, mark.name, mark.y), ends, [mark.y] * len(ends), None) for mark in chart.marks]
 
     def share(x: float, y: float | None) -> tuple[float, float] | None:
-        if y is None or not _drawable(y, log=chart.log):
+        if not drawable(y, log=chart.log):
             return None
         height = math.log10(y) if chart.log else y
         return (x - across[0]) / (across[1] - across[0]), (height - upward[0]) / (upward[1] - upward[0])
@@ -148,7 +148,7 @@ def labels(chart: Chart) -> list[Label]:
 
 
 def _ranges(chart: Chart) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What the axes span: the lines' x with some air, the chart's bounds (their logarithms on such an axis)."""
+    """What the axes span: the lines' x with some air, the chart's bounds (logarithms on such an axis)."""
     low, high = (math.log10(b) for b in chart.bounds) if chart.log else chart.bounds
     xs = [x for line in chart.lines for x in line.x]
     left, right = (min(xs), max(xs)) if xs else (0.0, 1.0)
@@ -172,7 +172,7 @@ def _trace(chart: Chart, line: Line, theme: Theme) -> Spec:
         "mode": "lines+markers" if few else "lines",
         "name": _plain(line.name),
         "x": [_category(chart, x) for x in line.x] if chart.ticks else list(line.x),
-        "y": [y if _drawable(y, log=chart.log) else None for y in line.y],
+        "y": [y if drawable(y, log=chart.log) else None for y in line.y],
         "line": {"color": ink, "width": 2.2, "dash": DASHES[line.style % len(DASHES)]},
         "marker": {
             "symbol": SYMBOLS[line.style % len(SYMBOLS)],
@@ -208,10 +208,6 @@ def _annotation(name: Label, theme: Theme, *, log: bool) -> Spec:
 def _mark(chart: Chart, name: str, y: float) -> str:
     value = text.fixed(y, 1) if chart.shown is text.fixed else text.number(y, 3)
     return f"{text.short(name, LABEL_LENGTH)} {value}"
-
-
-def _drawable(y: float | None, *, log: bool) -> bool:
-    return y is not None and math.isfinite(y) and not (log and y <= 0)
 
 
 def _plain(words: str) -> str:

@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
@@ -46,7 +47,11 @@ def _named(value: object) -> object:
     return _NAMES.get(value, value) if isinstance(value, str) else value
 
 
-Number = Annotated[float, BeforeValidator(_named)]
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else next(k for k, v in _NAMES.items() if str(v) == str(value))
+
+
+Number = Annotated[float, BeforeValidator(_named), PlainSerializer(_plain, when_used="json")]
 Fraction = Annotated[Number, AfterValidator(_fraction)]
 Positive = Annotated[Number, AfterValidator(_ratio)]
 Count = Annotated[int, Field(ge=0)]
@@ -66,7 +71,7 @@ def _encodable(value: object) -> object:
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -311,7 +316,8 @@ class Results(_Record):
         values = [getattr(row, quantity) for row in self.rows if row.kind == "edge"]
         if not values or any(v is None or not math.isfinite(v) for v in values):
             return None
-        return math.fsum(values) / len(values)
+        mean = sum(values) / len(values)
+        return mean if math.isfinite(mean) else None
 
     def near_chance(self, row: Row) -> bool:
         """Whether a row's accuracy is less than a tenth of the way from chance to the parents' mean."""

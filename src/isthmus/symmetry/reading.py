@@ -204,8 +204,7 @@ class Reading:
             return [self.fixed(int(n)) for n in value.shape]
         if isinstance(value, (tuple, list)):
             return [
-                [self.fixed(int(n)) for n in item.shape] if isinstance(item, Tensor) else []
-                for item in value
+                [self.fixed(int(n)) for n in item.shape] if isinstance(item, Tensor) else [] for item in value
             ]
         return None
 
@@ -252,9 +251,7 @@ def settle(axes: Sequence[Term]) -> bool:
         Whether anything changed.
     """
     flat = [algebra.canon(term) for term in axes]
-    present = {
-        key for term in axes for key, *_ in algebra.keys(term)
-    }
+    present = {key for term in axes for key, *_ in algebra.keys(term)}
     for index, term in enumerate(flat):
         for case in _cases(term):
             if case.key not in present:

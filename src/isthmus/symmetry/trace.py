@@ -55,7 +55,9 @@ class _Naming:
     def graph(self) -> SymmetryGraph:
         weights = self._weights()
         self._settle(weights)
-        terms = {name: [algebra.canon(t) for t in self.reading.axes(self.program.nodes[name])] for name in weights}
+        terms = {
+            name: [algebra.canon(t) for t in self.reading.axes(self.program.nodes[name])] for name in weights
+        }
         self._name(terms)
         layout = {
             self.program.weights[name]: tuple(self._axis(t) for t in axes) for name, axes in terms.items()
@@ -70,7 +72,10 @@ class _Naming:
             layout,
             values,
             tuple(self._fixed(terms)),
-            {name: tuple(self.program.origin[n] for n in nodes) for name, nodes in self.reading.unknown.items()},
+            {
+                name: tuple(self.program.origin[n] for n in nodes)
+                for name, nodes in self.reading.unknown.items()
+            },
         )
 
     def _weights(self) -> list[str]:
@@ -174,7 +179,8 @@ class _Naming:
                     if atom.frozen and atom.size > 1:
                         reasons[atom.reason] = reasons.get(atom.reason, 0) + atom.size
                 found += [
-                    Fixed(self.program.weights[name], axis, count, reason) for reason, count in reasons.items()
+                    Fixed(self.program.weights[name], axis, count, reason)
+                    for reason, count in reasons.items()
                 ]
         return found
 

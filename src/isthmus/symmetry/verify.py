@@ -70,7 +70,9 @@ class Verification:
         if math.isnan(self.error):
             return f"unverified: {self.note}"
         state = "verified" if self.ok else "FAILED"
-        text = f"{state}: relative error {self.error:.1e} (bound {self.bound:.0e}) over {self.elements} elements"
+        text = (
+            f"{state}: relative error {self.error:.1e} (bound {self.bound:.0e}) over {self.elements} elements"
+        )
         if self.unobservable:
             text += f"; not seen by the output: {', '.join(self.unobservable)}"
         if self.failed:
