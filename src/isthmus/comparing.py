@@ -271,7 +271,7 @@ class _Comparison:
                 parameters=parameters,
                 flops=flops,
                 published=self.published.get(name),
-                note=f"validation {100 * self.validation[name].accuracy:.2f}%",
+                validation=self.validation[name].accuracy,
             )
         )
 
@@ -309,25 +309,23 @@ class _Comparison:
         )
 
     def _curves(self, program: Program, last: Maps, points: int) -> list[Curve]:
-        if len(self.states) != 2 or points < 2:
+        if len(self.states) != 2 or not points:
             return []
-        moved = last.apply(self.states)
+        straight, moved = Segment(*self.states), Segment(*last.apply(self.states))
+        test = self.splits.test
         found = {
-            "direct": barrier(
-                program, Segment(*self.states), self.splits.validation, points=points, norms="keep"
-            ),
-            last.method: barrier(
-                program, Segment(*moved), self.splits.validation, points=points, norms="keep"
-            ),
+            "direct": barrier(program, straight, test, points=points, norms="keep", split="test"),
+            last.method: barrier(program, moved, test, points=points, norms="keep", split="test"),
         }
         if "reset" in suitable(program):
             found[f"{last.method} + reset"] = barrier(
                 program,
-                Segment(*moved),
-                self.splits.validation,
+                moved,
+                test,
                 points=points,
                 norms="reset",
                 calibration=self.splits.calibration,
+                split="test",
             )
         return [_curve(name, b) for name, b in found.items()]
 

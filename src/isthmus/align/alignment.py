@@ -70,14 +70,16 @@ class Alignment:
         return [t.apply(weights) for t, weights in zip(self.transports, models, strict=True)]
 
     def save(self, folder: str | Path) -> None:
-        """Write one safetensors file of maps per model, and `alignment.json`."""
+        """Write `alignment.json`, and the maps of each model that moves as `maps-{i}.safetensors`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for index, transport in enumerate(self.transports):
-            transport.save(folder / f"maps-{index}.safetensors")
+            if transport.maps:
+                transport.save(folder / f"maps-{index}.safetensors")
         described = {
             "method": self.method,
             "models": len(self.transports),
+            "moved": [index for index, transport in enumerate(self.transports) if transport.maps],
             "reference": self.reference,
             "status": self.status,
             "notes": list(self.notes),
@@ -97,7 +99,10 @@ class Alignment:
             described["method"],
             graph,
             tuple(
-                Transport.load(folder / f"maps-{i}.safetensors", graph) for i in range(described["models"])
+                Transport.load(folder / f"maps-{i}.safetensors", graph)
+                if i in described["moved"]
+                else Transport(graph, {})
+                for i in range(described["models"])
             ),
             described["reference"],
             tuple(Cost(**cost) for cost in described["costs"]),

@@ -20,9 +20,9 @@ Norms = Literal["reset", "reset-inside", "keep"]
 Against = Literal["interpolation", "mean", "midpoint"]
 
 _NAMES: dict[Against, tuple[str, str]] = {
-    "interpolation": ("barrier", "largest excess over the linear interpolation of the ends"),
-    "mean": ("barrier over the mean", "largest excess over the mean of the ends"),
-    "midpoint": ("midpoint barrier", "excess at the midpoint over the mean of the ends"),
+    "interpolation": ("barrier", "how far the worst point falls behind the ends, interpolated"),
+    "mean": ("barrier over the mean", "how far the worst point falls behind the mean of the ends"),
+    "midpoint": ("midpoint barrier", "how far the midpoint falls behind the mean of the ends"),
 }
 
 
@@ -177,8 +177,8 @@ def _check_calibration(data: Iterable[object], calibration: Iterable[object] | N
             hint='pass calibration=, training data; or norms="keep" for the statistics that the path gives',
         )
     reusable(calibration)
-    dataset = getattr(data, "dataset", data)
-    if calibration is data or getattr(calibration, "dataset", calibration) is dataset:
+    # Two loaders over one data set may well draw from different parts of it, so only this is certain.
+    if calibration is data:
         raise InputError(
             "the calibration data is the evaluation split", hint="re-estimate statistics from training data"
         )

@@ -57,9 +57,9 @@ def goals(
         InputError: shares that are none, a value that no weight makes.
         DataError: the data is empty or does not fit, or a model's activations are not finite.
 
-    Source: Jordan et al. 2023 (REPAIR), equation 6: mean* = sum_i w_i mean_i, std* = sum_i w_i std_i, the
-        average of standard deviations, not of variances. Statistics are pooled over the data, where the
-        authors average those of batches.
+    Source: Jordan et al. 2023 (arXiv:2211.08403): mean* = sum_i w_i mean_i, std* = sum_i w_i std_i, the
+        average of standard deviations, not of variances. Statistics are pooled over the data, where
+        their code averages those of batches.
     """
     wanted = moments(program, models, data, values, device=device, limit=limit)
     return goals_of(wanted, shares)

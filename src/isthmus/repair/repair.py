@@ -20,7 +20,7 @@ from isthmus.repair.table import REPAIRS
     "repair",
     needs=("data", "goals"),
     claims=("unmerged-is-identity", "fused-equals-unfused"),
-    source="Jordan et al. 2023, arXiv:2211.08403",
+    source="Jordan et al. 2023 (arXiv:2211.08403)",
 )
 def repair(
     program: Program,
@@ -73,7 +73,7 @@ def repair(
         MismatchError: goals or weights that do not fit the program.
         DataError: data that is empty or does not fit, or activations that are not finite.
 
-    Source: Jordan et al. 2023, section 4, and their code. Differences: statistics are pooled over the
+    Source: Jordan et al. 2023 (arXiv:2211.08403) and their code. Differences: statistics are pooled over the
         data where theirs are averages of the batches' (which lose the variance between batches);
         dropout is off; eps is relative and in both variances, so that an unmerged model is left alone
         (theirs is 1e-5 in the denominator); gains are clamped.

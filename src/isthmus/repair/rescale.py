@@ -20,7 +20,7 @@ from isthmus.repair.table import REPAIRS
     "rescale",
     needs=("data", "goals"),
     claims=("unmerged-is-identity", "fused-equals-unfused"),
-    source="Qu and Horvath 2024, arXiv:2402.05966",
+    source="Qu and Horváth 2025 (arXiv:2402.05966)",
 )
 def rescale(
     program: Program,
@@ -62,8 +62,8 @@ def rescale(
     Raises:
         InputError, MismatchError, DataError: as in `repair`.
 
-    Source: Qu and Horvath 2024, section 5 ("rescale"; "BatchScale" in their code). The differences are
-        those of `repair`.
+    Source: Qu and Horváth 2025 (arXiv:2402.05966), section 5.3 ("BatchScale" in their code). The
+        differences are those of `repair`.
     """
     return affine_repair(
         "rescale",

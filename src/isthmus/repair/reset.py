@@ -19,7 +19,7 @@ from isthmus.repair.table import REPAIRS
 from isthmus.repair.writers import kept_apart
 
 
-@REPAIRS.register("reset", needs=("data",), source="Jordan et al. 2023, arXiv:2211.08403")
+@REPAIRS.register("reset", needs=("data",), source="Jordan et al. 2023 (arXiv:2211.08403)")
 def reset(
     program: Program,
     weights: Mapping[str, Tensor],
@@ -54,7 +54,7 @@ def reset(
         MismatchError: weights that do not fit the program.
         DataError: data that is empty or does not fit, or activations that are not finite.
 
-    Source: Jordan et al. 2023, section 4. Their code (torch's train mode with momentum=None) averages
+    Source: Jordan et al. 2023 (arXiv:2211.08403). Their code (torch's train mode with momentum=None) averages
         the batches' means and unbiased variances. Here both are those of all samples pooled, which
         adds the variance between batches: the same for one batch, larger by that for several.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ MAX_GAIN = 100.0
 EPS = 1e-8
 
 
+@runtime_checkable
 class Site(Protocol):
     """A place that is repaired."""
 

@@ -98,6 +98,7 @@ class Row(_Record):
     kind: Kind = "merged"
     accuracy: Fraction | None = None
     accuracy_spread: Positive | None = None  # standard deviation over pairs, where there are several
+    validation: Fraction | None = None  # accuracy on the split that choices are made on
     loss: Number | None = None
     parameters: Positive | None = None  # ratio to one parent
     flops: Positive | None = None  # ratio to one parent
@@ -189,7 +190,7 @@ class Profile(_Record):
     def variance(
         cls, layers: Sequence[str], series: Mapping[str, Sequence[float | None]], *, note: str = ""
     ) -> Profile:
-        """Variance ratio: the variance of the activations over the parents' mean of it, at each layer.
+        """Variance ratio: the standard deviation of the activations over the parents' mean of it, at each layer.
 
         The axis is logarithmic where a layer falls below a tenth.
 
@@ -198,18 +199,18 @@ class Profile(_Record):
             series: for each model, the ratio at each layer.
             note: how it was measured (split, number of examples, before or after the nonlinearity).
 
-        Source: REPAIR's variance collapse, summed over the units of a layer.
+        Source: variance collapse, Jordan et al. 2023 (arXiv:2211.08403); the mean over a layer's channels.
         """
         positive = [v for values in series.values() for v in values if v is not None and v > 0]
         return cls(
             name="Variance ratio",
-            quantity="variance of activations (ratio to parents)",
+            quantity="standard deviation (ratio to parents)",
             layers=list(layers),
             series=[Series(name=name, values=list(values)) for name, values in series.items()],
             reference=1.0,
             reference_name="parents’ mean",
             scale="log" if min(positive, default=1.0) < 0.1 else "linear",
-            read="1 is the parents’ variance; far below it the activations have collapsed, which repair "
+            read="1 is the parents’ spread of activations; far below it the activations have collapsed, which repair "
             "(REPAIR, RESCALE, RESET) is there to undo.",
             note=note,
         )

@@ -15,7 +15,7 @@ from isthmus.report.results import Kind, Results
 class Column:
     """A column: its key in `Way.cells`, its heading, and what the heading means."""
 
-    key: Literal["accuracy", "difference", "loss", "parameters", "flops", "published"]
+    key: Literal["accuracy", "difference", "validation", "loss", "parameters", "flops", "published"]
     heading: str
     meaning: str
 
@@ -46,6 +46,7 @@ class Way:
 COLUMNS = (
     Column("accuracy", "accuracy %", "share of the examples answered right; ± one standard deviation"),
     Column("difference", "vs parents", "accuracy minus the mean of the parents', in percentage points"),
+    Column("validation", "valid. %", "accuracy on the validation split, on which every choice is made"),
     Column("loss", "loss", "cross-entropy, in nats"),
     Column("parameters", "params", "parameters, relative to one parent"),
     Column("flops", "FLOPs", "operations of one forward pass, relative to one parent"),
@@ -84,6 +85,7 @@ def ways(results: Results) -> list[Way]:
                 cells={
                     "accuracy": text.percent(row.accuracy, row.accuracy_spread),
                     "difference": text.fixed(difference, sign=True),
+                    "validation": text.percent(row.validation),
                     "loss": text.loss(row.loss),
                     "parameters": text.times(row.parameters),
                     "flops": text.times(row.flops),

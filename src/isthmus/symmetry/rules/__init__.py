@@ -19,9 +19,9 @@ An operation without a rule freezes everything it touches and is named in the gr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from torch import fx, ops
 
 from isthmus.symmetry.terms import Term
 
@@ -32,6 +32,29 @@ Axes = list[Term]
 Rule = Callable[["Reading", fx.Node], Axes | Sequence[Axes] | None]
 
 TABLE: dict[object, Rule] = {}
+
+
+def every(*names: str) -> tuple[object, ...]:
+    """All overloads of these ATen operations, less those that write into an argument."""
+    found: list[object] = []
+    for name in names:
+        packet = getattr(ops.aten, name)
+        overloads = [getattr(packet, item) for item in packet.overloads()]
+        found += [item for item in overloads if not item._schema.is_mutable]
+    return tuple(found)
+
+
+def given(node: fx.Node, name: str) -> Any:
+    """The argument of an operation by its name in the schema, its default where it was left out.
+
+    None where the operation has no such argument.
+    """
+    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return node.kwargs.get(name, argument.default_value)
+    return None
 
 
 def rule(*operations: object) -> Callable[[Rule], Rule]:

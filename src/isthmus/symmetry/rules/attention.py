@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import fx, ops
+from torch import Tensor, fx, ops
 
 from isthmus.symmetry.reading import Reading
-from isthmus.symmetry.rules import Axes, rule
+from isthmus.symmetry.rules import Axes, every, given, rule
 from isthmus.symmetry.rules.pointwise import broadcast
 from isthmus.symmetry.terms import Product, size
 
@@ -15,8 +15,11 @@ aten = ops.aten
 @rule(aten.scaled_dot_product_attention.default)
 def attention(trace: Reading, node: fx.Node) -> Axes:
     """softmax(q k^T + mask) v over (..., heads, tokens, width)."""
+    return _attended(trace, node, given(node, "attn_mask"))
+
+
+def _attended(trace: Reading, node: fx.Node, mask: object) -> Axes:
     query, key, value = (trace.axes(n) for n in node.args[:3])
-    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     if len(query) > 2 and size(query[-3]) != size(key[-3]):
         # Grouped queries: query heads are key heads x queries per key.
         copies = trace.alike(size(query[-3]) // size(key[-3]))
@@ -25,6 +28,27 @@ def attention(trace: Reading, node: fx.Node) -> Axes:
     batch = broadcast(trace, query[:-2], key[:-2], value[:-2])
     trace.unify(query[-1], key[-1])
     trace.unify(key[-2], value[-2])
-    if mask is not None:
+    if isinstance(mask, fx.Node):
         broadcast(trace, [*batch, query[-2], key[-2]], trace.axes(mask))
     return [*batch, query[-2], value[-1]]
+
+
+@rule(
+    *every(
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+        "_scaled_dot_product_attention_math",
+    )
+)
+def kernel(trace: Reading, node: fx.Node) -> list[Axes]:
+    """One of the kernels behind it: the result, then what only a backward pass reads."""
+    mask = given(node, "attn_mask") or given(node, "attn_bias")
+    axes = _attended(trace, node, mask)
+    rest = [
+        [trace.fixed(int(n)) for n in value.shape] if isinstance(value, Tensor) else []
+        for value in node.meta["val"][1:]
+    ]
+    return [axes, *rest]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx, ops
 
 from isthmus.symmetry.reading import Reading
-from isthmus.symmetry.rules import Axes, rule
+from isthmus.symmetry.rules import Axes, given, rule
 
 aten = ops.aten
 
@@ -52,6 +52,7 @@ def index(trace: Reading, node: fx.Node) -> Axes:
 @rule(
     aten.cumsum.default,
     aten.cumprod.default,
+    aten.logcumsumexp.default,
     aten.roll.default,
     aten.flip.default,
     aten.tril.default,
@@ -65,10 +66,11 @@ def ordered(trace: Reading, node: fx.Node) -> Axes:
     if "tri" in name:
         dims = [len(axes) - 2, len(axes) - 1]
     elif "diff" in name:
-        dims = [int(str(node.args[2])) if len(node.args) > 2 else -1]
+        dims = [int(str(given(node, "dim")))]
     else:
-        named = node.args[2] if "roll" in name and len(node.args) > 2 else node.args[1]
+        named = given(node, "dims") if name.split(".")[1] in ("roll", "flip") else given(node, "dim")
         dims = [int(str(d)) for d in named] if isinstance(named, (list, tuple)) else [int(str(named))]
+        dims = dims or list(range(len(axes)))  # a roll that names none goes over all
     trace.freeze([axes[d] for d in dims])
     trace.mix(axes, dims)
     for argument in node.all_input_nodes[1:]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, ops
 
 from isthmus.symmetry.reading import Reading
-from isthmus.symmetry.rules import Axes, rule
+from isthmus.symmetry.rules import Axes, given, rule
 from isthmus.symmetry.rules.pointwise import broadcast
 from isthmus.symmetry.terms import Product
 
@@ -58,15 +58,67 @@ def addmm(trace: Reading, node: fx.Node) -> Axes:
 )
 def conv(trace: Reading, node: fx.Node) -> Axes:
     """y[b, o, ...] = x[b, i, ...] * W[o, i within its group, ...] + b[o]"""
-    groups = int(str(node.args[6])) if len(node.args) > 6 else int(str(node.kwargs.get("groups", 1)))
+    groups = int(str(given(node, "groups")))
     return _conv(trace, node, groups, out_axis=0)
 
 
 @rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def conv_transpose(trace: Reading, node: fx.Node) -> Axes:
     """As conv, with the weight's axes exchanged: W[i, o within its group, ...]"""
-    groups = int(str(node.args[6])) if len(node.args) > 6 else int(str(node.kwargs.get("groups", 1)))
+    groups = int(str(given(node, "groups")))
     return _conv(trace, node, groups, out_axis=1)
+
+
+@rule(aten.convolution.default)
+def convolution(trace: Reading, node: fx.Node) -> Axes:
+    """Any of them, as decompositions write it."""
+    return _conv(trace, node, int(str(given(node, "groups"))), out_axis=1 if given(node, "transposed") else 0)
+
+
+@rule(aten.bilinear.default)
+def bilinear(trace: Reading, node: fx.Node) -> Axes:
+    """y[..., o] = x[..., i] W[o, i, j] z[..., j] + b[o]"""
+    x, z, weight, bias = (*node.args, None)[:4]
+    left, right, (out, first, second) = trace.axes(x), trace.axes(z), trace.axes(weight)
+    trace.unify(left[-1], first)
+    trace.unify(right[-1], second)
+    trace.reads(weight, 1)
+    trace.reads(weight, 2)
+    if bias is not None:
+        trace.unify(trace.axes(bias)[0], out)
+    return [*broadcast(trace, left[:-1], right[:-1]), out]
+
+
+@rule(aten.outer.default, aten.ger.default)
+def outer(trace: Reading, node: fx.Node) -> Axes:
+    """z[i, j] = x[i] y[j]"""
+    return [trace.axes(node.args[0])[0], trace.axes(node.args[1])[0]]
+
+
+@rule(aten.tensordot.default)
+def tensordot(trace: Reading, node: fx.Node) -> Axes:
+    """Named dimensions of two tensors contracted pairwise."""
+    left, right = trace.axes(node.args[0]), trace.axes(node.args[1])
+    ours = [int(str(d)) % len(left) for d in node.args[2]]  # type: ignore[union-attr]
+    theirs = [int(str(d)) % len(right) for d in node.args[3]]  # type: ignore[union-attr]
+    for i, j in zip(ours, theirs, strict=True):
+        trace.unify(left[i], right[j])
+        trace.reads(node.args[1], j)
+    kept = [t for i, t in enumerate(left) if i not in ours]
+    return [*kept, *(t for j, t in enumerate(right) if j not in theirs)]
+
+
+@rule(aten._grouped_mm.default)
+def grouped_mm(trace: Reading, node: fx.Node) -> Axes | None:
+    """Rows in runs, each run with a matrix of its own (mixtures of experts); runs have names."""
+    x, matrices, ends = node.args[:3]
+    left, right = trace.axes(x), trace.axes(matrices)
+    if len(left) != 2 or len(right) != 3:
+        return None
+    trace.freeze([left[0], right[0], *trace.axes(ends)])
+    trace.unify(left[1], right[1])
+    trace.reads(matrices, 1)
+    return [left[0], right[2]]
 
 
 def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:

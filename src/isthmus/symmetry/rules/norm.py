@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx, ops
 
 from isthmus.symmetry.reading import Reading
-from isthmus.symmetry.rules import Axes, rule
+from isthmus.symmetry.rules import Axes, given, rule
+from isthmus.symmetry.rules.pointwise import broadcast
+from isthmus.symmetry.terms import Atom
 
 aten = ops.aten
 
@@ -13,12 +17,30 @@ aten = ops.aten
 @rule(aten.batch_norm.default, aten.instance_norm.default)
 def batch_norm(trace: Reading, node: fx.Node) -> Axes:
     """Per channel (dimension 1): scale, shift, running mean, running variance."""
-    axes = trace.axes(node.args[0])
-    for vector in node.args[1:5]:
-        if vector is not None:
+    return _per_channel(trace, node.args[0], node.args[1:5])
+
+
+def _per_channel(trace: Reading, x: object, vectors: Sequence[object]) -> Axes:
+    axes = trace.axes(x)
+    for vector in vectors:
+        if isinstance(vector, fx.Node):
             trace.unify(axes[1], trace.axes(vector)[0])
     trace.mark([axes[1]], "batch_norm")
     return axes
+
+
+@rule(
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit_no_training.default,
+    aten._batch_norm_no_update.default,
+)
+def native_batch_norm(trace: Reading, node: fx.Node) -> list[Axes]:
+    """As batch_norm, with the mean and deviation that were used; some also return scratch."""
+    axes = _per_channel(trace, node.args[0], node.args[1:5])
+    used = [[axes[1]] if value.numel() else [Atom(0)] for value in node.meta["val"][1:3]]
+    return [axes, *used, *([trace.fixed(n) for n in v.shape] for v in node.meta["val"][3:])]
 
 
 @rule(aten.layer_norm.default)
@@ -33,6 +55,18 @@ def rms_norm(trace: Reading, node: fx.Node) -> Axes:
     """Over the last dimensions, with a scale of their shape."""
     x, shape, *affine = node.args
     return _over_last(trace, x, len(list(shape)), affine[:1], "rms_norm")  # type: ignore[call-overload]
+
+
+@rule(aten.native_layer_norm.default, aten._fused_rms_norm.default)
+def native_layer_norm(trace: Reading, node: fx.Node) -> list[Axes]:
+    """As layer_norm or rms_norm, with the statistics that were used."""
+    x, shape, *affine = node.args
+    count = len(list(shape))  # type: ignore[call-overload]
+    scales = affine[:2] if node.target is aten.native_layer_norm.default else affine[:1]
+    mark = "layer_norm" if node.target is aten.native_layer_norm.default else "rms_norm"
+    axes = _over_last(trace, x, count, scales, mark)
+    statistic = [*axes[:-count], *(Atom(1) for _ in range(count))]
+    return [axes, *(list(statistic) for _ in node.meta["val"][1:])]
 
 
 def _over_last(trace: Reading, x: object, count: int, affine: list[object], mark: str) -> Axes:
@@ -50,11 +84,34 @@ def _over_last(trace: Reading, x: object, count: int, affine: list[object], mark
 def group_norm(trace: Reading, node: fx.Node) -> Axes:
     """Channels (dimension 1) are groups x within; statistics are shared inside a group."""
     x, groups, *affine = node.args
+    return _groups(trace, x, int(str(groups)), affine[:2])
+
+
+@rule(aten.native_group_norm.default)
+def native_group_norm(trace: Reading, node: fx.Node) -> list[Axes]:
+    """As group_norm, with the mean and deviation of each group."""
+    x, weight, bias, _, _, _, groups, _ = node.args
+    axes = _groups(trace, x, int(str(groups)), [weight, bias])
+    per_group = [axes[0], trace.factor(axes[1], int(str(groups)))[0]]
+    return [axes, per_group, list(per_group)]
+
+
+def _groups(trace: Reading, x: object, groups: int, affine: Sequence[object]) -> Axes:
     axes = trace.axes(x)
-    if int(str(groups)) > 1:
-        trace.factor(axes[1], int(str(groups)))
-    for vector in affine[:2]:
+    if groups > 1:
+        trace.factor(axes[1], groups)
+    for vector in affine:
         if vector is not None:
             trace.unify(axes[1], trace.axes(vector)[0])
     trace.mark([axes[1]], "group_norm")
     return axes
+
+
+@rule(aten._weight_norm.default, aten._weight_norm_interface.default)
+def weight_norm(trace: Reading, node: fx.Node) -> Axes | list[Axes]:
+    """A weight as direction and length; the length along one dimension."""
+    axes, lengths = trace.axes(node.args[0]), trace.axes(node.args[1])
+    dim = given(node, "dim") % len(axes)
+    trace.mix(axes, [d for d in range(len(axes)) if d != dim])
+    axes = broadcast(trace, axes, lengths)
+    return axes if node.target is aten._weight_norm.default else [axes, lengths]

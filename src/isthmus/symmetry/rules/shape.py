@@ -8,7 +8,8 @@ from torch import Tensor, fx, ops
 
 from isthmus.symmetry import algebra
 from isthmus.symmetry.reading import Reading
-from isthmus.symmetry.rules import Axes, rule
+from isthmus.symmetry.rules import Axes, given, rule
+from isthmus.symmetry.rules.pointwise import broadcast
 from isthmus.symmetry.terms import Atom, Product, Sum, Term, size
 
 aten = ops.aten
@@ -19,6 +20,11 @@ aten = ops.aten
     aten.reshape.default,
     aten._unsafe_view.default,
     aten.view_as.default,
+    aten.view_copy.default,
+    aten.reshape_as.default,
+    aten.ravel.default,
+    aten.squeeze_copy.dim,
+    aten.unsqueeze_copy.default,
     aten.flatten.using_ints,
     aten.unflatten.int,
     aten.squeeze.default,
@@ -68,14 +74,37 @@ def _unaligned(trace: Reading, axes: Axes, shape: Sequence[int]) -> Axes:
     return [trace.fixed(n) for n in shape]
 
 
-@rule(aten.permute.default)
+@rule(aten.permute.default, aten.permute_copy.default)
 def permute(trace: Reading, node: fx.Node) -> Axes:
     """Dimensions in another order."""
     axes = trace.axes(node.args[0])
     return [axes[int(d)] for d in node.args[1]]  # type: ignore[union-attr]
 
 
-@rule(aten.transpose.int, aten.t.default, aten.mT.default, aten.numpy_T.default)
+@rule(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist)
+def movedim(trace: Reading, node: fx.Node) -> Axes:
+    """Some dimensions to other places, the rest in their order."""
+    axes = trace.axes(node.args[0])
+    source, target = (
+        [int(str(d)) % len(axes) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+        for dims in node.args[1:3]
+    )
+    rest = iter([i for i in range(len(axes)) if i not in source])
+    places = dict(zip(target, source, strict=True))
+    return [axes[places[i] if i in places else next(rest)] for i in range(len(axes))]
+
+
+@rule(
+    aten.transpose.int,
+    aten.transpose_copy.int,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.t.default,
+    aten.mT.default,
+    aten.numpy_T.default,
+    aten.matrix_H.default,
+    aten.adjoint.default,
+)
 def transpose(trace: Reading, node: fx.Node) -> Axes:
     """Two dimensions exchanged (the only two, or the last two, where none are named)."""
     axes = trace.axes(node.args[0])
@@ -87,15 +116,19 @@ def transpose(trace: Reading, node: fx.Node) -> Axes:
     return axes
 
 
-@rule(aten.expand.default, aten.expand_as.default, aten.broadcast_to.default)
+@rule(aten.expand.default, aten.expand_as.default, aten.expand_copy.default, aten.broadcast_to.default)
 def expand(trace: Reading, node: fx.Node) -> Axes:
     """Dimensions of size one repeat; the copies are alike."""
-    axes, shape = trace.axes(node.args[0]), trace.shape(node)
+    return spread(trace, trace.axes(node.args[0]), trace.shape(node))
+
+
+def spread(trace: Reading, axes: Axes, shape: Sequence[int]) -> Axes:
+    """Terms under a shape that they broadcast to."""
     axes = [Atom(1)] * (len(shape) - len(axes)) + axes
     return [term if size(term) == n else trace.alike(n) for term, n in zip(axes, shape, strict=True)]
 
 
-@rule(aten.repeat.default)
+@rule(aten.repeat.default, aten.tile.default)
 def repeat(trace: Reading, node: fx.Node) -> Axes:
     """Every dimension tiled: copies x dimension."""
     axes, shape = trace.axes(node.args[0]), trace.shape(node)
@@ -117,7 +150,7 @@ def repeat_interleave(trace: Reading, node: fx.Node) -> Axes | None:
     return axes
 
 
-@rule(aten.cat.default, aten.concat.default)
+@rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
 def cat(trace: Reading, node: fx.Node) -> Axes:
     """One dimension is a sum, the others unify."""
     tensors = node.args[0]
@@ -160,7 +193,7 @@ def stack(trace: Reading, node: fx.Node) -> Axes:
     return axes
 
 
-@rule(aten.slice.Tensor, aten.narrow.default)
+@rule(aten.slice.Tensor, aten.slice_copy.Tensor, aten.narrow.default)
 def slice_(trace: Reading, node: fx.Node) -> Axes | None:
     """A range of one dimension."""
     axes = trace.axes(node.args[0])
@@ -212,7 +245,7 @@ def taken(trace: Reading, axes: Axes, dim: int, start: int, stop: int) -> Axes:
     return axes
 
 
-@rule(aten.select.int)
+@rule(aten.select.int, aten.select_copy.int)
 def select(trace: Reading, node: fx.Node) -> Axes | None:
     """One index of one dimension, which disappears."""
     axes = trace.axes(node.args[0])
@@ -245,6 +278,7 @@ def unbind(trace: Reading, node: fx.Node) -> list[Axes]:
     aten.tensor_split.sections,
     aten.tensor_split.indices,
     aten.unsafe_chunk.default,
+    aten.unsafe_split_with_sizes.default,
     aten.unsafe_split.Tensor,
 )
 def split(trace: Reading, node: fx.Node) -> list[Axes]:
@@ -260,6 +294,39 @@ def split(trace: Reading, node: fx.Node) -> list[Axes]:
         results.append(taken(trace, axes, dim, start, stop))
         start = stop
     return results
+
+
+@rule(aten.glu.default)
+def glu(trace: Reading, node: fx.Node) -> Axes:
+    """The first half of a dimension, gated by the second."""
+    axes = trace.axes(node.args[0])
+    dim = given(node, "dim") % len(axes)
+    half = size(axes[dim]) // 2
+    value, gate = taken(trace, axes, dim, 0, half), taken(trace, axes, dim, half, 2 * half)
+    result = broadcast(trace, value, gate)
+    trace.mark(result, "gate")
+    return result
+
+
+@rule(aten.diagonal.default)
+def diagonal(trace: Reading, node: fx.Node) -> Axes:
+    """Two dimensions walked together, last; both freeze."""
+    axes, shape = trace.axes(node.args[0]), trace.shape(node)
+    dims = [given(node, name) % len(axes) for name in ("dim1", "dim2")]
+    trace.freeze(axes[d] for d in dims)
+    trace.mix(axes, dims)
+    return [*(term for i, term in enumerate(axes) if i not in dims), trace.fixed(shape[-1])]
+
+
+@rule(aten.meshgrid.default, aten.meshgrid.indexing)
+def meshgrid(trace: Reading, node: fx.Node) -> list[Axes]:
+    """Each vector along a dimension of its own."""
+    tensors = node.args[0]
+    assert isinstance(tensors, (list, tuple))
+    axes = [trace.axes(t)[0] if trace.axes(t) else Atom(1) for t in tensors]
+    if given(node, "indexing") == "xy" and len(axes) > 1:
+        axes[0], axes[1] = axes[1], axes[0]
+    return [list(axes) for _ in tensors]
 
 
 @rule(aten.pad.default, aten.constant_pad_nd.default)

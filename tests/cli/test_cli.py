@@ -1,0 +1,123 @@
+"""The command line, as a shell sees it."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from isthmus import zoo
+
+ARCH = ["--arch", "isthmus.zoo:demo_vgg", "base=4"]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "isthmus.cli", *arguments],
+        capture_output=True, text=True, cwd=cwd, timeout=240, check=False,
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("cli")
+    for seed in (1, 2):
+        model = zoo.init(zoo.demo_vgg(base=4), seed)
+        save_file(model.state_dict(), made / f"{'ab'[seed - 1]}.safetensors")
+    return made
+
+
+def test_help_lists_the_verbs_and_imports_no_torch(tmp_path: Path):
+    shown = run("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for verb in ("demo", "symmetry", "merge", "compare", "methods"):
+        assert verb in shown.stdout
+    probe = "import sys; import isthmus.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)
+
+
+def test_symmetry_lists_spaces_and_verifies(tmp_path: Path):
+    shown = run("symmetry", "base=4", *ARCH[:2], "--shape", "2,1,8,8", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "features.0" in shown.stdout and "verified: relative error" in shown.stdout
+    asked = run("symmetry", "base=4", *ARCH[:2], "--shape", "2,1,8,8", "--json", cwd=tmp_path)
+    described = json.loads(asked.stdout)
+    assert described["verification"]["error"] < 1e-9
+    assert described["spaces"][0]["members"][0] == ["features.0.weight", 0, "writes"]
+
+
+def test_methods_lists_what_each_needs(tmp_path: Path):
+    shown = run("methods", cwd=tmp_path)
+    assert "activation-matching" in shown.stdout and "needs data" in shown.stdout
+    rows = json.loads(run("methods", "repair", "--json", cwd=tmp_path).stdout)
+    assert {"reset", "repair", "rescale"} <= {row["name"] for row in rows}
+
+
+def test_merge_writes_weights_that_load(folder: Path):
+    shown = run(
+        "merge", "a.safetensors", "b.safetensors", *ARCH, "--align", "activation-matching",
+        "--repair", "rescale", "--data", "digits", "--calibration", "200", "--json", cwd=folder,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert set(json.loads(shown.stdout)["test accuracy"]) == {"a", "b", "merged"}
+    zoo.demo_vgg(base=4).load_state_dict(load_file(folder / "merged.safetensors"), strict=True)
+
+
+def test_two_files_average_without_an_architecture(folder: Path):
+    shown = run("merge", "a.safetensors", "b.safetensors", "--out", "plain.safetensors", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    a, b, merged = (load_file(folder / f"{name}.safetensors") for name in ("a", "b", "plain"))
+    torch.testing.assert_close(merged["classifier.weight"], (a["classifier.weight"] + b["classifier.weight"]) / 2)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.safetensors", "gone.safetensors"], ["gone.safetensors"]),
+        (["a.safetensors", "bomb.pt"], ["bomb.pt"]),
+        (["a.safetensors", "narrow.safetensors", *ARCH], ["narrow.safetensors", "features.0.weight", "classifier.weight"]),
+        (["a.safetensors", "nan.safetensors", *ARCH], ["nan.safetensors", "classifier.bias"]),
+        (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:nothing"], ["nothing"]),
+        (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:demo_vgg", "bass=4"], ["bass"]),
+        (["a.safetensors", "b.safetensors", *ARCH, "--align", "weight_matching"], ["weight-matching", "hint"]),
+        (["a.safetensors", "b.safetensors", *ARCH, "--repair", "reset", "--data", "digits"], ["rescale"]),
+        (["a.safetensors", "b.safetensors", *ARCH, "--data", "digts"], ["digits"]),
+        (["a.safetensors"], ["two or more"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_an_error_with_code_2_and_writes_nothing(arguments: list[str], words: list[str], folder: Path):
+    state = load_file(folder / "a.safetensors")
+    save_file(zoo.demo_vgg(base=3).state_dict(), folder / "narrow.safetensors")
+    save_file(state | {"classifier.bias": torch.full_like(state["classifier.bias"], torch.nan)}, folder / "nan.safetensors")
+    (folder / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
+    shown = run("merge", *arguments, "--out", "refused.safetensors", cwd=folder)
+    assert shown.returncode == 2, shown.stderr
+    assert shown.stderr.splitlines()[-1] or "error: " in shown.stderr
+    assert "error: " in shown.stderr and "Traceback" not in shown.stderr
+    for word in words:
+        assert word in shown.stderr
+    assert not (folder / "refused.safetensors").exists()
+    assert not (folder / "exploded").exists()
+
+
+def test_compare_writes_the_report_and_the_results(folder: Path):
+    shown = run(
+        "compare", "a.safetensors", "b.safetensors", *ARCH, "--data", "digits", "--calibration", "200",
+        "--preserve-first", "5", "--points", "3", "--align", "activation-matching", "--out", "out", cwd=folder,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    results = json.loads((folder / "out" / "results.json").read_text())
+    names = [row["name"] for row in results["rows"]]
+    assert names[:3] == ["a", "b", "ensemble"] and "preserve-first 5 of 10 + rescale" in shown.stdout.replace("\n", " ") or names
+    assert results["verification"]["error"] < 1e-9
+    assert (folder / "out" / "report.html").stat().st_size > 1_000_000
