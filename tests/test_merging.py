@@ -24,7 +24,9 @@ def data() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("align", ["weight-matching", "activation-matching"])
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
-def test_a_model_and_its_reordered_copy_merge_to_the_model(align: str, alpha: float, data: list[torch.Tensor]):
+def test_a_model_and_its_reordered_copy_merge_to_the_model(
+    align: str, alpha: float, data: list[torch.Tensor]
+):
     model = network("bn")
     graph = isthmus.trace(model, data[0])
     state = model.state_dict()
@@ -35,7 +37,9 @@ def test_a_model_and_its_reordered_copy_merge_to_the_model(align: str, alpha: fl
 
 
 @pytest.mark.parametrize(("norm", "repair"), [(None, "repair"), (None, "rescale"), ("bn", "reset")])
-def test_the_result_loads_strictly_in_the_users_class(norm: str | None, repair: str, data: list[torch.Tensor]):
+def test_the_result_loads_strictly_in_the_users_class(
+    norm: str | None, repair: str, data: list[torch.Tensor]
+):
     a, b = network(norm, 0), network(norm, 1)
     before = {key: value.clone() for key, value in a.state_dict().items()}
     a.train()
@@ -69,10 +73,14 @@ def test_keeping_everything_apart_is_the_ensemble(variant: str, norm: str | None
         weights=[0.3, 0.7],
     )
     assert merged.model is not None
-    torch.testing.assert_close(merged.model(data[0]), 0.3 * a(data[0]) + 0.7 * b(data[0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        merged.model(data[0]), 0.3 * a(data[0]) + 0.7 * b(data[0]), rtol=1e-4, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("options", [{"preserve_first": 2}, {"preserve_last": 1}, {"modules": ["features.0"]}])
+@pytest.mark.parametrize(
+    "options", [{"preserve_first": 2}, {"preserve_last": 1}, {"modules": ["features.0"]}]
+)
 def test_a_kept_apart_model_is_saved_loaded_and_exported_again(
     options: dict[str, object], data: list[torch.Tensor], tmp_path: Path
 ):
@@ -154,7 +162,7 @@ def test_weights_of_models_must_sum_to_one():
 
 def test_data_of_the_wrong_shape_says_so(data: list[torch.Tensor]):
     wrong = [torch.randn(4, 3, 8, 8)]
-    with pytest.raises(DataError, match="shape|channels|traced"):
+    with pytest.raises(DataError, match=r"shape|channels|traced"):
         isthmus.merge([network(), network(seed=1)], example=data[0], align="activation-matching", data=wrong)
 
 
@@ -186,7 +194,9 @@ def test_a_model_that_cannot_be_exported_says_why(data: list[torch.Tensor]):
         ({"align": "weight-matching", "reference": 7}, "reference model 7 of 2"),
     ],
 )
-def test_a_wrong_option_is_named_with_a_hint(options: dict[str, object], words: str, data: list[torch.Tensor]):
+def test_a_wrong_option_is_named_with_a_hint(
+    options: dict[str, object], words: str, data: list[torch.Tensor]
+):
     with pytest.raises(InputError) as raised:
         isthmus.merge([network(), network(seed=1)], data=data, **options)  # type: ignore[arg-type]
     assert words in str(raised.value)

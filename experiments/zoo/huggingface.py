@@ -113,7 +113,31 @@ def _build(kind: str, head: str, inputs: Callable[[], object], options: dict[str
         model = make(config, attn_implementation=attention)
     except (ValueError, ImportError):
         model = make(config, attn_implementation="eager")
-    return model.eval(), inputs()
+    return Answer(model).eval(), inputs()
+
+
+class Answer(nn.Module):
+    """A model with its answer as the only output; where it answers with hidden states, a classifier reads them.
+
+    Hidden states that a model returns are outputs: their order is fixed, and with it the residual stream.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        width = getattr(model.config, "hidden_size", None) or getattr(model.config, "d_model", None)
+        self.probe = nn.Linear(int(width), 3) if isinstance(width, int) else None
+
+    def forward(self, **inputs: object) -> Tensor:
+        result = self.model(**inputs)
+        for name in ANSWERS:
+            if getattr(result, name, None) is not None:
+                return getattr(result, name)
+        assert self.probe is not None
+        return self.probe(result.last_hidden_state)
+
+
+ANSWERS = ("logits", "logits_per_image", "prediction_logits", "predicted_depth", "prediction_outputs", "action_preds")
 
 
 def text() -> object:

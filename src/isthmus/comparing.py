@@ -79,7 +79,7 @@ def compare(
     align: Sequence[str | Mapping[str, object]] = ("weight-matching", "activation-matching"),
     repairs: Sequence[str] | None = None,
     preserve_first: Sequence[int] | None = None,
-    variant: Variant = "junction",
+    variants: Sequence[Variant] = ("junction",),
     weights: Sequence[float] | None = None,
     points: int = 11,
     seed: int = 0,
@@ -98,7 +98,7 @@ def compare(
         repairs: repairs to try after each alignment; None for those that suit the model: "reset" where
             it has batch norms, "repair" and "rescale" where it has none.
         preserve_first: depths to keep apart; None for an even choice of five.
-        variant: where kept-apart branches meet.
+        variants: where kept-apart branches meet; with two of them every cut is made both ways.
         weights: of the models.
         points: places on each barrier curve.
         seed: for what is drawn.
@@ -111,8 +111,8 @@ def compare(
     """
     if not align:
         raise InputError("a comparison needs at least one alignment method")
-    work = _Comparison(models, splits, model, names, weights, seed, published or {}, variant)
-    return work.run(list(align), repairs, preserve_first, points, title, command)
+    work = _Comparison(models, splits, model, names, weights, seed, published or {})
+    return work.run(list(align), repairs, preserve_first, list(variants), points, title, command)
 
 
 class _Comparison:
@@ -125,10 +125,8 @@ class _Comparison:
         weights: Sequence[float] | None,
         seed: int,
         published: Mapping[str, Published],
-        variant: Variant,
     ):
         self.splits, self.seed, self.published = splits, seed, published
-        self.variant: Variant = variant
         self.shares = normalised(weights, len(models))
         # The plain average checks the models against each other and reads the architecture once.
         self.direct = merge(
@@ -150,6 +148,7 @@ class _Comparison:
         align: list[str | Mapping[str, object]],
         repairs: Sequence[str] | None,
         depths: Sequence[int] | None,
+        variants: Sequence[Variant],
         points: int,
         title: str,
         command: str,
@@ -186,10 +185,12 @@ class _Comparison:
         assert last is not None
         best = max((n for n, _ in self._kinds("merged")), key=lambda n: self.validation[n].accuracy)
         way = max(ways, key=lambda w: self.validation[f"{last.method} + {w}"].accuracy, default=None)
-        for depth in chosen:
-            for repair in [None, way] if way else [None]:
-                label = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
-                self._merge(label, graph, last, repair, preserve_first=depth)
+        for variant in variants:
+            for depth in chosen:
+                for repair in [None, way] if way else [None]:
+                    label = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
+                    label += f", {variant}" if len(variants) > 1 else ""
+                    self._merge(label, graph, last, repair, preserve_first=depth, variant=variant)
         curves = self._curves(program, last, points)
         profiles = self._profiles(program, last, way)
         bridge = self._bridge()
@@ -209,7 +210,7 @@ class _Comparison:
                 note=checked.note,
             ),
             alignment=_alignment(last, graph),
-            settings=self._settings(self.merges[best], align, ways, chosen, points),
+            settings=self._settings(self.merges[best], align, ways, chosen, variants, points),
             provenance=Provenance(
                 isthmus=isthmus.__version__,
                 torch=torch.__version__,
@@ -231,6 +232,7 @@ class _Comparison:
         align: Maps | None,
         repair: str | None,
         preserve_first: int = 0,
+        variant: Variant = "junction",
     ) -> None:
         merged = merge(
             self.states,
@@ -241,7 +243,7 @@ class _Comparison:
             data=self.splits.calibration,
             weights=self.shares,
             preserve_first=preserve_first,
-            variant=self.variant,
+            variant=variant,
             seed=self.seed,
             verify=False,
         )
@@ -362,13 +364,14 @@ class _Comparison:
         align: Sequence[str | Mapping[str, object]],
         ways: Sequence[str],
         depths: Sequence[int],
+        variants: Sequence[str],
         points: int,
     ) -> list[Setting]:
         tried: dict[str, object] = {
             "alignments tried": [a if isinstance(a, str) else str(dict(a)) for a in align],
             "repairs tried": list(ways),
             "depths tried": list(depths),
-            "variant": self.variant,
+            "variants tried": list(variants),
             "points on a curve": points,
         }
         return [

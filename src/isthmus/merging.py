@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from isthmus import weights as files
-from isthmus.align import Alignment
+from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.align import align as align_models
-from isthmus.combine import combine, normalised
+from isthmus.combine import COMBINATIONS, combine, normalised
 from isthmus.errors import InputError, MismatchError
 from isthmus.program import Batch, Cut, Program, ProgramModule, batches, export, keep_apart
 from isthmus.program.batches import Inputs
@@ -178,6 +178,12 @@ def merge(
         tensor([0.7000, 0.7000])
     """
     asked = _asked(locals())
+    # A misspelt name is said before anything is read.
+    COMBINATIONS.get(method)
+    if align is not None and not isinstance(align, Alignment):
+        ALIGNMENTS.get(_called(align))
+    if repair is not None:
+        REPAIRS.get(_called(repair))
     if len(models) < 2:
         raise InputError(f"a merge takes two or more models, got {len(models)}")
     shares = normalised(weights, len(models))
@@ -296,6 +302,10 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Mod
     return ProgramModule(program, weights)
 
 
+def _called(how: str | Mapping[str, object]) -> str:
+    return how if isinstance(how, str) else str(how.get("method", ""))
+
+
 def _align(
     graph: SymmetryGraph,
     states: Sequence[Mapping[str, Tensor]],
@@ -304,10 +314,8 @@ def _align(
     reference: int,
     seed: int,
 ) -> Alignment:
-    from isthmus.align import ALIGNMENTS
-
     by: dict[str, object] = {"method": how} if isinstance(how, str) else dict(how)
-    function = ALIGNMENTS.get(str(by.get("method", ""))).function
+    function = ALIGNMENTS.get(_called(how)).function
     if "seed" in inspect.signature(function).parameters:
         by.setdefault("seed", seed)
     return align_models(graph, states, by, data=data, reference=reference)
@@ -322,7 +330,7 @@ def _repair(
     how: Mapping[str, object],
     data: Iterable[object],
 ) -> Repaired:
-    method = REPAIRS.get(str(how.get("method", "")))
+    method = REPAIRS.get(_called(how))
     options = {name: value for name, value in how.items() if name != "method"}
     known = [n for n, p in inspect.signature(method.function).parameters.items() if p.kind is p.KEYWORD_ONLY]
     if unknown := [name for name in options if name not in known or name == "goals"]:

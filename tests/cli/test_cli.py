@@ -1,6 +1,9 @@
 """The command line, as a shell sees it."""
 
+import contextlib
+import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -10,17 +13,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from isthmus import zoo
+from isthmus import progress, zoo
+from isthmus.cli import main
 
 ARCH = ["--arch", "isthmus.zoo:demo_vgg", "base=4"]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "isthmus.cli", *arguments],
-        capture_output=True, text=True, cwd=cwd, timeout=240, check=False,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
-    )  # fmt: skip
+    """Call the program in this process, in a folder: importing torch anew for each call would take minutes."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    here, before = Path.cwd(), sys.argv
+    sys.argv = ["isthmus", *arguments]
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        progress.disable()
+        os.chdir(here)
+        sys.argv = before
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_lists_the_verbs_and_imports_no_torch(tmp_path: Path):
-    shown = run("--help", cwd=tmp_path)
-    assert shown.returncode == 0
+    command = [sys.executable, "-m", "isthmus", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True)
     for verb in ("demo", "symmetry", "merge", "compare", "methods"):
         assert verb in shown.stdout
     probe = "import sys; import isthmus.cli; assert 'torch' not in sys.modules"
@@ -72,7 +86,9 @@ def test_two_files_average_without_an_architecture(folder: Path):
     shown = run("merge", "a.safetensors", "b.safetensors", "--out", "plain.safetensors", cwd=folder)
     assert shown.returncode == 0, shown.stderr
     a, b, merged = (load_file(folder / f"{name}.safetensors") for name in ("a", "b", "plain"))
-    torch.testing.assert_close(merged["classifier.weight"], (a["classifier.weight"] + b["classifier.weight"]) / 2)
+    torch.testing.assert_close(
+        merged["classifier.weight"], (a["classifier.weight"] + b["classifier.weight"]) / 2
+    )
 
 
 class Bomb:
@@ -95,14 +111,18 @@ class Bomb:
         (["a.safetensors"], ["two or more"]),
     ],
 )  # fmt: skip
-def test_bad_input_is_an_error_with_code_2_and_writes_nothing(arguments: list[str], words: list[str], folder: Path):
+def test_bad_input_is_an_error_with_code_2_and_writes_nothing(
+    arguments: list[str], words: list[str], folder: Path
+):
     state = load_file(folder / "a.safetensors")
     save_file(zoo.demo_vgg(base=3).state_dict(), folder / "narrow.safetensors")
-    save_file(state | {"classifier.bias": torch.full_like(state["classifier.bias"], torch.nan)}, folder / "nan.safetensors")
+    save_file(
+        state | {"classifier.bias": torch.full_like(state["classifier.bias"], torch.nan)},
+        folder / "nan.safetensors",
+    )
     (folder / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
     shown = run("merge", *arguments, "--out", "refused.safetensors", cwd=folder)
     assert shown.returncode == 2, shown.stderr
-    assert shown.stderr.splitlines()[-1] or "error: " in shown.stderr
     assert "error: " in shown.stderr and "Traceback" not in shown.stderr
     for word in words:
         assert word in shown.stderr
@@ -118,6 +138,7 @@ def test_compare_writes_the_report_and_the_results(folder: Path):
     assert shown.returncode == 0, shown.stderr
     results = json.loads((folder / "out" / "results.json").read_text())
     names = [row["name"] for row in results["rows"]]
-    assert names[:3] == ["a", "b", "ensemble"] and "preserve-first 5 of 10 + rescale" in shown.stdout.replace("\n", " ") or names
+    assert names[:3] == ["a", "b", "ensemble"] and "preserve-first 5 of 10" in names
+    assert "direct average" in shown.stdout
     assert results["verification"]["error"] < 1e-9
     assert (folder / "out" / "report.html").stat().st_size > 1_000_000

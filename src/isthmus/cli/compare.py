@@ -33,8 +33,9 @@ def compare(
         list[int] | None, typer.Option(help="Depths to keep apart; repeat the option.")
     ] = None,
     variant: Annotated[
-        str, typer.Option(help="Where kept-apart branches meet: junction or paper.")
-    ] = "junction",
+        list[str] | None,
+        typer.Option(help="Where kept-apart branches meet: junction or paper; repeat for both."),
+    ] = None,
     calibration: Annotated[
         int | None, typer.Option(help="Calibration images from the training data; all where not given.")
     ] = 5000,
@@ -64,7 +65,7 @@ def compare(
         align=align or ("weight-matching", "activation-matching"),
         repairs=repair,
         preserve_first=preserve_first,
-        variant=inputs.variant(variant),
+        variants=[inputs.variant(name) for name in variant or ["junction"]],
         points=points,
         seed=seed,
         title=f"Merging {' and '.join(Path(path).stem for path in paths)}",

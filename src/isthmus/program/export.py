@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.errors import ExportError
 from isthmus.program.batches import Batch, Inputs, example_of
-from isthmus.program.functional import functionalise, restore_batch_norms
+from isthmus.program.functional import copy_into, functionalise, restore_batch_norms, restride
 from isthmus.program.program import Program
 
 #: Checks that export leaves in the graph; they bake in dtypes and devices and compute nothing.
@@ -97,16 +97,12 @@ def _program(
     signature = exported.graph_signature
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in exported.graph.nodes:
-        if node.op == "call_function" and any(name in str(node.target) for name in _ASSERTIONS):
-            continue
-        if node.op == "get_attr":
-            raise ExportError(
-                f"{type(model).__name__} uses a higher-order operation",
-                [f"{user.name}: {user.target}" for user in node.users],
-                hint="control flow such as torch.cond, or a checkpointed block, is not supported",
-            )
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+    if unknown := copy_into(graph, exported.graph_module, copies, without=_ASSERTIONS):
+        raise ExportError(
+            f"{type(model).__name__} uses a higher-order operation",
+            [f"{user.name}: {user.target}" for node in unknown for user in node.users],
+            hint="control flow such as torch.cond, or a checkpointed block, is not supported",
+        )
     restore_batch_norms(graph)
     if left := functionalise(graph):
         if not decomposed:
@@ -118,6 +114,8 @@ def _program(
             f"{type(model).__name__} overwrites values in a way that cannot be written as a function",
             [f"{node.name}: {node.target}" for node in left],
         )
+
+    restride(graph)
 
     # A graph of ours renames what would shadow a builtin ("input" becomes "input_1").
     ours = {node.name: copy.name for node, copy in copies.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 from torch._ops import OpOverload  # what a node's target is; torch has no public name for it
@@ -10,6 +12,54 @@ aten = torch.ops.aten
 
 # In eval mode dropout hands its input through, though its schema does not say so.
 _HANDS_THROUGH = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default})
+
+
+def copy_into(
+    graph: fx.Graph, module: fx.GraphModule, copies: dict[fx.Node, fx.Node], without: Sequence[str] = ()
+) -> list[fx.Node]:
+    """Copy a module's graph to the end of `graph`, with the blocks that only switch something off written inline.
+
+    Args:
+        graph: what to add to.
+        module: where to copy from.
+        copies: filled with node -> its copy. Placeholders that are in it already stand for what it says.
+        without: parts of the names of operations to leave out.
+
+    Returns:
+        The sub-graphs that could not be written inline.
+    """
+    left: list[fx.Node] = []
+    for node in module.graph.nodes:
+        target = str(node.target)
+        if node in copies or (node.op == "call_function" and any(name in target for name in without)):
+            continue
+        if node.op == "get_attr" and isinstance(getattr(module, target, None), fx.GraphModule):
+            if not all(_only_switches_off(user) for user in node.users):
+                left.append(node)
+        elif _only_switches_off(node):
+            if any(argument in left for argument in node.all_input_nodes):
+                continue
+            at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+            body = getattr(module, str(node.args[at].target))  # type: ignore[union-attr]
+            own = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
+            local = {inner: copies[outer] for inner, outer in zip(own, node.args[at + 1 :], strict=True)}
+            left += copy_into(graph, body, local, without)
+            results = next(inner for inner in body.graph.nodes if inner.op == "output").args[0]
+            for user in node.users:
+                copies[user] = local[results[user.args[1]]]
+        elif node.op == "output" and node.graph is not module.graph:
+            continue
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return left
+
+
+def _only_switches_off(node: fx.Node) -> bool:
+    """Whether a node runs a sub-graph with automatic casts, or gradients, off: as it would run by itself."""
+    name = str(node.target)
+    if node.op != "call_function" or "wrap_with" not in name:
+        return False
+    return "set_grad_enabled" in name or ("autocast" in name and node.args[2] is False)
 
 
 def functionalise(graph: fx.Graph) -> list[fx.Node]:
@@ -66,6 +116,21 @@ def restore_batch_norms(graph: fx.Graph) -> None:
             result.replace_all_uses_with(norm)
             graph.erase_node(result)
         graph.erase_node(node)
+
+
+def restride(graph: fx.Graph) -> None:
+    """Let nothing in this graph depend on how a tensor lies in memory, nor overwrite fresh memory.
+
+    Kernels lay out their results by device and dtype: a view that was possible where the model was exported may
+    not be where the program runs. And a copy into a tensor of which nothing is kept has no derivative.
+    """
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        elif node.target is aten.copy.default and len(node.args) == 2:
+            into, source = (argument.meta["val"] for argument in node.args)
+            if into.dtype == source.dtype and into.device == source.device:
+                node.target, node.args = aten.expand_as.default, (node.args[1], node.args[0])
 
 
 def _schema(node: fx.Node) -> torch.FunctionSchema | None:

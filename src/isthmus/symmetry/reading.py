@@ -180,7 +180,7 @@ class Reading:
             return None if results is None else results[index]  # type: ignore[return-value]
         if not isinstance(value, (Tensor, tuple, list)):
             return None
-        function = rules.TABLE.get(node.target)
+        function = rules.TABLE.get(node.target) or rules.TABLE.get(str(node.target))
         if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             function = rules.TABLE["pointwise"]
         if function is not None:

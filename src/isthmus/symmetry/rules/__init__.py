@@ -58,7 +58,12 @@ def given(node: fx.Node, name: str) -> Any:
 
 
 def rule(*operations: object) -> Callable[[Rule], Rule]:
-    """Register a rule for these operations (overloads such as `torch.ops.aten.linear.default`)."""
+    """Register a rule for these operations.
+
+    Args:
+        operations: overloads such as `torch.ops.aten.linear.default`, or, for an operation of another library
+            that may not be loaded yet, its name: `"mylib.my_norm.default"`.
+    """
 
     def register(function: Rule) -> Rule:
         for operation in operations:

@@ -30,6 +30,9 @@ def _attended(trace: Reading, node: fx.Node, mask: object) -> Axes:
     trace.unify(key[-2], value[-2])
     if isinstance(mask, fx.Node):
         broadcast(trace, [*batch, query[-2], key[-2]], trace.axes(mask))
+    if given(node, "is_causal"):
+        # Each token sees those before it: their order matters, also where tokens are weights.
+        trace.freeze([query[-2], key[-2]])
     return [*batch, query[-2], value[-1]]
 
 

@@ -108,19 +108,6 @@ def tensordot(trace: Reading, node: fx.Node) -> Axes:
     return [*kept, *(t for j, t in enumerate(right) if j not in theirs)]
 
 
-@rule(aten._grouped_mm.default)
-def grouped_mm(trace: Reading, node: fx.Node) -> Axes | None:
-    """Rows in runs, each run with a matrix of its own (mixtures of experts); runs have names."""
-    x, matrices, ends = node.args[:3]
-    left, right = trace.axes(x), trace.axes(matrices)
-    if len(left) != 2 or len(right) != 3:
-        return None
-    trace.freeze([left[0], right[0], *trace.axes(ends)])
-    trace.unify(left[1], right[1])
-    trace.reads(matrices, 1)
-    return [left[0], right[2]]
-
-
 def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:
     x, weight, *rest = node.args
     axes, kernel = trace.axes(x), trace.axes(weight)

@@ -171,7 +171,7 @@ def joined(trace: Reading, parts: Sequence[Term]) -> Term:
     """Terms one after another; a run of nothing but named indices is one such run."""
     if all(isinstance(a, Atom) and a.frozen and not a.dependents for p in parts for a in _flat(p)):
         return trace.fixed(sum(size(p) for p in parts))
-    return Sum(tuple(parts))
+    return Sum(tuple(part for part in parts if size(part)))
 
 
 def _flat(term: Term) -> list[Atom]:
@@ -221,6 +221,9 @@ def taken(trace: Reading, axes: Axes, dim: int, start: int, stop: int) -> Axes:
     term = axes[dim]
     have = size(term)
     if (start, stop) == (0, have):
+        return axes
+    if start == stop:
+        axes[dim] = Atom(0)
         return axes
     if all(a.frozen and not a.dependents for a in _flat(term)):
         axes[dim] = trace.fixed(stop - start)
