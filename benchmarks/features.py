@@ -1,6 +1,6 @@
 """The statistics pass of activation matching against plain forward passes of the same models.
 
-    python benchmarks/features.py [--base 64] [--batch 64] [--batches 4] [--repeats 5] [--models 2]
+    python benchmarks/features.py [--base 64] [--batch 64] [--batches 4] [--repeats 5] [--threads 1]
 
 Both are run on the same batches, in turn within each repeat, so that whatever else the machine does
 hits both; the ratio is taken within a repeat. "reference" is what matching N models to the first needs:
@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--models", type=int, default=2)
     parser.add_argument("--blocks", default="reference", choices=["moments", "reference", "joint"])
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice; 1 on a busy machine")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
 
     torch.manual_seed(0)
     data = [torch.randn(options.batch, 3, 32, 32) for _ in range(options.batches)]
@@ -62,7 +65,9 @@ def main() -> None:
 
     plain(), watched()  # warm up: allocator, kernels
     pairs = [(seconds(plain), seconds(watched)) for _ in range(options.repeats)]
-    print(f"VGG16 base {options.base}, {options.models} models, {options.blocks} blocks of {len(values)} values")
+    print(
+        f"VGG16 base {options.base}, {options.models} models, {options.blocks} blocks of {len(values)} values"
+    )
     print(f"{options.batches} batches of {options.batch} images, {torch.get_num_threads()} threads")
     print(f"plain forwards   {spread([a for a, _ in pairs])}")
     print(f"statistics pass  {spread([b for _, b in pairs])}")

@@ -136,15 +136,10 @@ def table(family: str, results: Results) -> list[str]:
     ]
     for row in results.rows:
         theirs = row.published
-        beside = ""
-        if theirs is not None:
-            beside = f"{100 * theirs.accuracy:.2f}" + (
-                f" ± {100 * theirs.spread:.2f}" if theirs.spread else ""
-            )
-        lines.append(
-            f"| {row.name} | {100 * (row.validation or 0):.2f} | {100 * (row.accuracy or 0):.2f} | {row.loss:.3f} "
-            f"| {row.parameters:.2f} | {row.flops:.2f} | {beside} |"
-        )
+        beside = f"{100 * theirs.accuracy:.2f}" if theirs else ""
+        beside += f" ± {100 * theirs.spread:.2f}" if theirs and theirs.spread else ""
+        measured = f"{100 * (row.validation or 0):.2f} | {100 * (row.accuracy or 0):.2f} | {row.loss:.3f}"
+        lines.append(f"| {row.name} | {measured} | {row.parameters:.2f} | {row.flops:.2f} | {beside} |")
     sizes = ", ".join(f"{count} {name}" for name, count in results.provenance.splits.items())
     chance = 100 * (results.provenance.chance or 0)
     checked = results.verification
@@ -164,10 +159,10 @@ def write(folder: Path) -> None:
     lines = [
         "# First light: strangers on CIFAR-10",
         "",
-        "Made by `python experiments/first_light/run.py --checkpoints FOLDER --data cifar10:FOLDER`. One pair per",
-        "family, seed 0. Alignments and repairs see calibration images of the training split; validation",
-        "images are kept from it; no choice is made on test. Published rows: full-width networks, 160 epochs,",
-        f"{VF.rstrip(', ')} (their variant of the cut is `paper`).",
+        "Made by `python experiments/first_light/run.py --checkpoints FOLDER --data cifar10:FOLDER`.",
+        "One pair per family, seed 0. Alignments and repairs see calibration images of the training split;",
+        "validation images are kept from it; no choice is made on test. Published rows: full-width networks,",
+        f"160 epochs, {VF.rstrip(', ')} (their variant of the cut is `paper`).",
         "",
     ]
     for family in FAMILIES:

@@ -109,11 +109,14 @@ def _build(kind: str, head: str, inputs: Callable[[], object], options: dict[str
         item.use_cache = False
     kind_of = getattr(transformers, head)
     make = getattr(kind_of, "from_config", None) or kind_of._from_config
+    config.architectures = config.architectures or []
     try:
         model = make(config, attn_implementation=attention)
     except (ValueError, ImportError):
         model = make(config, attn_implementation="eager")
-    return Answer(model).eval(), inputs()
+    given = dict(inputs())  # type: ignore[call-overload]
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    return Answer(model, tuple(tensors), use_cache="use_cache" in given).eval(), tuple(tensors.values())
 
 
 class Answer(nn.Module):
@@ -122,14 +125,15 @@ class Answer(nn.Module):
     Hidden states that a model returns are outputs: their order is fixed, and with it the residual stream.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, names: tuple[str, ...], use_cache: bool):
         super().__init__()
-        self.model = model
+        self.model, self.names = model, names
+        self.options = {"use_cache": False} if use_cache else {}
         width = getattr(model.config, "hidden_size", None) or getattr(model.config, "d_model", None)
-        self.probe = nn.Linear(int(width), 3) if isinstance(width, int) else None
+        self.probe = nn.Linear(width, 3) if isinstance(width, int) else None
 
-    def forward(self, **inputs: object) -> Tensor:
-        result = self.model(**inputs)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        result = self.model(**dict(zip(self.names, inputs, strict=True)), **self.options)
         for name in ANSWERS:
             if getattr(result, name, None) is not None:
                 return getattr(result, name)

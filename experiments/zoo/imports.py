@@ -9,7 +9,7 @@ _DECLARED: list[torch.library.Library] = []
 
 def prepare() -> None:
     """Declare the two operators whose shapes torchvision describes when it is imported."""
-    if not _DECLARED:
+    if not _DECLARED and not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

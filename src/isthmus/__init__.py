@@ -46,6 +46,7 @@ _WHERE = {
     "trace": "isthmus.symmetry",
     "vanishing": "isthmus.measure",
     "variance_ratio": "isthmus.measure",
+    "verified": "isthmus.symmetry",
 }
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from isthmus.symmetry import Verification as Verification
     from isthmus.symmetry import rule as rule
     from isthmus.symmetry import trace as trace
+    from isthmus.symmetry import verified as verified
 
 __all__ = ["__version__", *_WHERE]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -16,7 +16,7 @@ from isthmus.align import align as align_models
 from isthmus.combine import normalised
 from isthmus.errors import InputError
 from isthmus.measure import Barrier, Evaluation, barrier, cost, ensemble, evaluate, vanishing, variance_ratio
-from isthmus.merging import Mergeable, Merged, merge
+from isthmus.merging import Mergeable, Merged, first_example, merge, state_of
 from isthmus.paths import Segment
 from isthmus.program import Program
 from isthmus.program.keep import Variant
@@ -32,7 +32,7 @@ from isthmus.report.results import (
     SpaceCost,
     Verification,
 )
-from isthmus.symmetry import SymmetryGraph
+from isthmus.symmetry import SymmetryGraph, trace, verified
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class _Comparison:
         if module is None:
             raise InputError("the architecture is needed to compare merges", hint="pass modules, or model=")
         self.module = module
-        self.states = [_weights(m) for m in models]
+        self.states = [state_of(m) for m in models]
         self.names = list(names or (f"model {i}" for i in range(len(models))))
         self.rows: list[Row] = []
         self.validation: dict[str, Evaluation] = {}
@@ -153,12 +153,8 @@ class _Comparison:
         title: str,
         command: str,
     ) -> Comparison:
-        from isthmus.merging import first_example
-        from isthmus.symmetry import trace
-
         example = first_example(self.splits.calibration)
-        graph = trace(self.module, example)
-        checked = graph.verify(self.states[0], None, seed=self.seed).require()
+        graph, checked = verified(trace(self.module, example), weights=self.states[0], seed=self.seed)
         program = graph.program
         self.unit = cost(program, example)
         self.example = example
@@ -387,12 +383,6 @@ def suitable(program: Program) -> list[str]:
     """The repairs that suit a model: those of batch norms, or of layers without."""
     norms = any(n.target is torch.ops.aten.batch_norm.default for n in program.graph.nodes)
     return ["reset"] if norms else ["repair", "rescale"]
-
-
-def _weights(source: Mergeable) -> dict[str, Tensor]:
-    from isthmus.merging import state_of
-
-    return state_of(source)
 
 
 def _frozen(graph: SymmetryGraph) -> list[str]:

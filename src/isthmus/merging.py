@@ -19,11 +19,12 @@ from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.align import align as align_models
 from isthmus.combine import COMBINATIONS, combine, normalised
 from isthmus.errors import InputError, MismatchError
+from isthmus.measure import Finding, cost
 from isthmus.program import Batch, Cut, Program, ProgramModule, batches, export, keep_apart
 from isthmus.program.batches import Inputs
 from isthmus.program.keep import Variant
 from isthmus.repair import REPAIRS, Repaired, goals
-from isthmus.symmetry import SymmetryGraph, Verification, trace
+from isthmus.symmetry import SymmetryGraph, Verification, trace, verified
 
 #: What can be merged: modules, state dicts, or files of weights.
 Mergeable = nn.Module | Mapping[str, Tensor] | str | Path
@@ -63,6 +64,15 @@ class Merged:
     junctions: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
+
+    @property
+    def ratios(self) -> tuple[Finding, ...]:
+        """Parameters and FLOPs relative to one parent; none where no program was read."""
+        if self.program is None or self.graph is None:
+            return ()
+        parent = self.graph.program
+        example = _inputs(_described(parent))
+        return cost(self.program, example).over(cost(parent, example))
 
     def save(self, path: str | Path) -> Path:
         """Write the merged weights as safetensors, whole or not at all.
@@ -107,6 +117,7 @@ class Merged:
             lines.append(str(self.repaired))
         if self.junctions:
             lines.append(f"branches meet at {', '.join(self.junctions)}")
+            lines.append(", ".join(f"{found.name} {found.value:.3f}" for found in self.ratios))
         lines.append("settings (* given, the rest are defaults):")
         width = max(map(len, self.settings), default=0)
         lines += [
@@ -157,7 +168,8 @@ def merge(
         variant: where kept-apart branches meet, "junction" or "paper"; see `isthmus.Cut`.
         reference: index of the model whose coordinates the others are moved to.
         seed: for methods that draw.
-        verify: check the symmetries on redrawn weights before they are used.
+        verify: check the symmetries on redrawn weights before they are used; a space that fails is
+            frozen, and named in the result.
         graph: the symmetries, where they were traced before.
         options: of the combination method (density, ...).
 
@@ -230,7 +242,7 @@ def merge(
         else:
             if verify:
                 given = None if example is None and data is None else _example(example, data)
-                verification = graph.verify(states[0], given, seed=seed).require()
+                graph, verification = verified(graph, given, weights=states[0], seed=seed)
             alignment = _align(graph, states, align, data, reference, seed)
         settings |= {f"align.{k}": v for k, v in alignment.settings.items()}
         aligned = alignment.apply(states)

@@ -20,7 +20,7 @@ ARCH = ["--arch", "isthmus.zoo:demo_vgg", "base=4"]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Call the program in this process, in a folder: importing torch anew for each call would take minutes."""
+    """Call the program in this process, in a folder: importing torch for each call would take minutes."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     here, before = Path.cwd(), sys.argv
     sys.argv = ["isthmus", *arguments]
@@ -101,11 +101,11 @@ class Bomb:
     [
         (["a.safetensors", "gone.safetensors"], ["gone.safetensors"]),
         (["a.safetensors", "bomb.pt"], ["bomb.pt"]),
-        (["a.safetensors", "narrow.safetensors", *ARCH], ["narrow.safetensors", "features.0.weight", "classifier.weight"]),
+        (["a.safetensors", "narrow.safetensors", *ARCH], ["narrow.", "features.0.weight", "classifier."]),
         (["a.safetensors", "nan.safetensors", *ARCH], ["nan.safetensors", "classifier.bias"]),
         (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:nothing"], ["nothing"]),
         (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:demo_vgg", "bass=4"], ["bass"]),
-        (["a.safetensors", "b.safetensors", *ARCH, "--align", "weight_matching"], ["weight-matching", "hint"]),
+        (["a.safetensors", "b.safetensors", *ARCH, "--align", "weight_matching"], ["weight-matching"]),
         (["a.safetensors", "b.safetensors", *ARCH, "--repair", "reset", "--data", "digits"], ["rescale"]),
         (["a.safetensors", "b.safetensors", *ARCH, "--data", "digts"], ["digits"]),
         (["a.safetensors"], ["two or more"]),
@@ -133,7 +133,8 @@ def test_bad_input_is_an_error_with_code_2_and_writes_nothing(
 def test_compare_writes_the_report_and_the_results(folder: Path):
     shown = run(
         "compare", "a.safetensors", "b.safetensors", *ARCH, "--data", "digits", "--calibration", "200",
-        "--preserve-first", "5", "--points", "3", "--align", "activation-matching", "--out", "out", cwd=folder,
+        "--preserve-first", "5", "--points", "3", "--align", "activation-matching", "--out", "out",
+        cwd=folder,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     results = json.loads((folder / "out" / "results.json").read_text())

@@ -1,7 +1,7 @@
 """Small networks of every kind, and two strangers of each."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -58,7 +58,7 @@ def redrawn(model: nn.Module, seed: int) -> Weights:
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         if tensor.ndim > 1:
             return noise * (2 / max(tensor[0].numel(), 1)) ** 0.5
-        if key.endswith("running_var") or "norm" in key and key.endswith("weight"):
+        if key.endswith("running_var") or ("norm" in key and key.endswith("weight")):
             return 0.5 + noise.abs()
         return tensor.double() + 0.3 * noise
 
@@ -72,6 +72,15 @@ def build(name: str) -> Net:
     model = make().double().eval()
     data = torch.randn(24, *shape, dtype=torch.float64) + 0.5
     return Net(name, model, export(model, data[:2]), (redrawn(model, 1), redrawn(model, 2)), data)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Tensors of a few numbers: on a busy machine two threads wait for each other seven times longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

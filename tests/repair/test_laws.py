@@ -161,7 +161,9 @@ class Recorder:
         for name, norm in norms.items():
             norm.reset_running_stats()
             norm.momentum = None
-            norm.register_forward_hook(lambda m, args, out, name=name: self.seen[name].append(args[0].detach()))
+            norm.register_forward_hook(
+                lambda m, args, out, name=name: self.seen[name].append(args[0].detach())
+            )
         with torch.no_grad():
             for batch in data:
                 model.train()(batch)

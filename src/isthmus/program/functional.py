@@ -26,32 +26,29 @@ def copy_into(
         without: parts of the names of operations to leave out.
 
     Returns:
-        The sub-graphs that could not be written inline.
+        The sub-graph that could not be written inline, if one was met; the copy then is not whole.
     """
-    left: list[fx.Node] = []
     for node in module.graph.nodes:
         target = str(node.target)
         if node in copies or (node.op == "call_function" and any(name in target for name in without)):
             continue
         if node.op == "get_attr" and isinstance(getattr(module, target, None), fx.GraphModule):
-            if not all(_only_switches_off(user) for user in node.users):
-                left.append(node)
+            if not all(map(_only_switches_off, node.users)):
+                return [node]
         elif _only_switches_off(node):
-            if any(argument in left for argument in node.all_input_nodes):
-                continue
             at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
             body = getattr(module, str(node.args[at].target))  # type: ignore[union-attr]
             own = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
-            local = {inner: copies[outer] for inner, outer in zip(own, node.args[at + 1 :], strict=True)}
-            left += copy_into(graph, body, local, without)
-            results = next(inner for inner in body.graph.nodes if inner.op == "output").args[0]
-            for user in node.users:
-                copies[user] = local[results[user.args[1]]]
-        elif node.op == "output" and node.graph is not module.graph:
-            continue
+            end = next(inner for inner in body.graph.nodes if inner.op == "output")
+            local = {inner: copies[outer] for inner, outer in zip(own, node.args[at + 1 :], strict=True)}  # type: ignore[index]
+            local[end] = local[own[0]]  # the end of the block is no end here
+            if left := copy_into(graph, body, local, without):
+                return left
+            for user in node.users:  # getitem: which of the block's results
+                copies[user] = local[end.args[0][user.args[1]]]  # type: ignore[index]
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    return left
+    return []
 
 
 def _only_switches_off(node: fx.Node) -> bool:

@@ -24,9 +24,8 @@ class ProgramModule(nn.Module):
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor]):
         super().__init__()
-        self.program = program
-        self._run = program.compile()
-        self._keys = tuple(program.weights.values())
+        # The user's modules keep their names here, so ours must be none that they would choose.
+        self._isthmus_run = program.compile()
         for name, tensor in program.lookup(weights).items():
             key = program.weights[name]
             owner: nn.Module = self
@@ -43,10 +42,10 @@ class ProgramModule(nn.Module):
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """What the program returns on these inputs."""
-        weights = {key: self._tensor(key) for key in self._keys}
-        return self._run(weights, Batch(args, kwargs))
+        weights = {key: self._isthmus_tensor(key) for key in self._isthmus_run.program.weights.values()}
+        return self._isthmus_run(weights, Batch(args, kwargs))
 
-    def _tensor(self, key: str) -> Tensor:
+    def _isthmus_tensor(self, key: str) -> Tensor:
         path, _, leaf = key.rpartition(".")
         tensor = getattr(self.get_submodule(path), leaf)
         if not isinstance(tensor, torch.Tensor):

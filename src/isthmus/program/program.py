@@ -80,6 +80,10 @@ class Program:
         """State-dict key -> placeholder name."""
         return {key: name for name, key in self.weights.items()}
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Program:
+        # Never edited in place, and the fake tensors in its graph cannot be copied.
+        return self
+
     def value(self, name: str) -> Tensor:
         """The fake tensor that stands for a value: its shape, dtype and device."""
         fake = self.nodes[name].meta.get("val")
@@ -117,7 +121,8 @@ class Program:
         if node.target not in LINEAR:
             return None
         # A matmul of two activations (attention) applies no weight; the weight may be behind a view.
-        for argument in node.all_input_nodes:
+        # Where the input is made of weights too (learned queries), the matrix is what comes after it.
+        for argument in reversed(node.all_input_nodes):
             source = argument
             while source.op == "call_function" and len(source.all_input_nodes) == 1:
                 source = source.all_input_nodes[0]

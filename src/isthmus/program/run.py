@@ -49,6 +49,9 @@ class Runner:
     _batch_statistics: frozenset[str]
     _moved: dict[torch.device, Runner] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Runner:
+        return self  # a function: the copy of a module calls the same one
+
     def __call__(
         self,
         weights: Mapping[str, Tensor],
@@ -77,12 +80,7 @@ class Runner:
                     program.to(device), self.outputs, self.given, self.taps, self._batch_statistics
                 )
             return self._moved[device](weights, batch, given=given, tap=tap)
-        flat, _ = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
-        if len(flat) != len(program.inputs):
-            raise DataError(
-                f"the model takes {len(program.inputs)} inputs, the data gives {len(flat)}",
-                hint=f"it was traced with {program.in_spec}",
-            )
+        flat = _flat(program, batch)
         feed: dict[str, object] = dict(placed)
         feed.update(program.constants)
         feed.update(zip(program.inputs, flat, strict=True))
@@ -92,6 +90,40 @@ class Runner:
         if self.outputs is not None:
             return dict(zip(self.outputs, results, strict=True))
         return pytree.tree_unflatten(list(results), program.out_spec)
+
+
+def _flat(program: Program, batch: Batch) -> list[object]:
+    """The inputs in the order they were traced in; mappings are read by their keys, not their order."""
+    nested = (tuple(batch.args), dict(batch.kwargs))
+    leaves = pytree.tree_leaves(nested)
+    if len(leaves) != len(program.inputs):
+        raise DataError(
+            f"the model takes {len(program.inputs)} inputs, the data gives {len(leaves)}",
+            hint=f"it was traced with {_signature(program.in_spec)}",
+        )
+    if len(leaves) == 1:
+        return leaves  # by position or by name: there is nothing to confuse it with
+    try:
+        return program.in_spec.flatten_up_to(nested)
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            "the data gives other inputs than the model was traced with",
+            [f"given {_signature(pytree.tree_structure(nested))}", f"traced {_signature(program.in_spec)}"],
+        ) from error
+
+
+def _signature(spec: pytree.TreeSpec) -> str:
+    """How inputs nest, with a * for each: (*, *), {'mask': *}."""
+    args, kwargs = pytree.tree_unflatten([_STAR] * spec.num_leaves, spec)
+    return ", ".join(str(part) for part in (args, kwargs) if part) or "none"
+
+
+class _Star:
+    def __repr__(self) -> str:
+        return "*"
+
+
+_STAR = _Star()
 
 
 def build(

@@ -42,8 +42,8 @@ def with_parameters(program: Program, wanted: Mapping[str, Explicit]) -> tuple[P
         wanted: what each value gets.
 
     Returns:
-        The new program, in which values keep their names, and the new weights (ones and zeros, shaped
-        to broadcast with the value).
+        The new program, in which values keep their names (what is read instead of `value` is
+        `value_scaled` and `value_shifted`), and the new weights: ones and zeros that broadcast with it.
 
     Raises:
         InputError: the program has such parameters already.
@@ -76,9 +76,11 @@ def with_parameters(program: Program, wanted: Mapping[str, Explicit]) -> tuple[P
     for node in program.graph.nodes:
         copy = graph.node_copy(node, copies.__getitem__)
         assert copy.name == node.name, "values keep their names"
-        for key, target in zip(explicit_keys(node.name), (aten.mul.Tensor, aten.add.Tensor), strict=True):
+        steps = ((aten.mul.Tensor, "scaled"), (aten.add.Tensor, "shifted"))
+        for key, (target, done) in zip(explicit_keys(node.name), steps, strict=True):
             if key in keys:
-                copy = graph.call_function(target, (copy, keys[key]))
+                name = f"{node.name}_{done}"
+                copy = graph.create_node("call_function", target, (copy, keys[key]), name=name)
                 copy.meta = dict(node.meta)
         copies[node] = copy
     outputs = tuple(name if name is None else copies[program.nodes[name]].name for name in program.outputs)

@@ -86,5 +86,6 @@ class Repaired:
             clamped = f", {change.clamped} clamped" if change.clamped else ""
             name = (change.module or change.value).ljust(width)
             lines.append(f"  {name}  {change.kind}, gain {low:.3g} .. {middle:.3g} .. {high:.3g}{clamped}")
-        lines += [f"  {value}: left, {reason}" for value, reason in self.skipped.items()]
+        for value, reason in self.skipped.items():
+            lines.append(f"  {self.program.module_of(value) or value}: left, {reason}")
         return "\n".join(lines)

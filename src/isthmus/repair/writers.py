@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from isthmus.program import Program
+from isthmus.program.program import LINEAR
 
 aten = torch.ops.aten
 
@@ -110,7 +111,7 @@ def kept_apart(value: str) -> bool:
 def writer_of(program: Program, value: str) -> Writer | None:
     """How a value is made, if a linear or conv operation makes it from an activation and a weight."""
     node = program.nodes[value]
-    if value not in program.dynamic or program.linear_weight(node) is None:
+    if node.target not in LINEAR or value not in program.dynamic:
         return None
     rank = len(program.size(value))
     bias: object = None

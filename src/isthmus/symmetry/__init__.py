@@ -5,6 +5,7 @@ from isthmus.symmetry.gather import Orders, reorder
 from isthmus.symmetry.graph import Fixed, Member, Space, SymmetryGraph
 from isthmus.symmetry.rules import rule
 from isthmus.symmetry.trace import trace
+from isthmus.symmetry.verified import culprit, verified
 from isthmus.symmetry.verify import Verification
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "Space",
     "SymmetryGraph",
     "Verification",
+    "culprit",
     "reorder",
     "rule",
     "trace",
+    "verified",
 ]

@@ -39,10 +39,26 @@ def canon(term: Term) -> Term:
     if isinstance(term, Case):
         branches = tuple((length, canon(branch)) for length, branch in term.branches)
         first = branches[0][1]
-        if isinstance(first, Atom) and all(branch is first for _, branch in branches):
-            return first
-        return Case(term.key, branches)
+        return first if all(same(branch, first) for _, branch in branches) else Case(term.key, branches)
     return _canon_product(term.factors)
+
+
+def same(left: Term, right: Term) -> bool:
+    """Whether two canonical terms are one index set, built in one way."""
+    if left is right or (size(left) == 1 and size(right) == 1):
+        return True
+    if isinstance(left, Product) and isinstance(right, Product):
+        ours, theirs = left.factors, right.factors
+    elif isinstance(left, Sum) and isinstance(right, Sum):
+        ours, theirs = left.parts, right.parts
+    elif isinstance(left, Case) and isinstance(right, Case) and left.key is right.key:
+        if [n for n, _ in left.branches] != [n for n, _ in right.branches]:
+            return False
+        ours, theirs = (tuple(branch for _, branch in case.branches) for case in (left, right))
+    else:
+        return False
+    sizes = [size(term) for term in ours] == [size(term) for term in theirs]
+    return sizes and all(map(same, ours, theirs))
 
 
 def _canon_product(factors: Sequence[Term]) -> Term:
@@ -50,7 +66,7 @@ def _canon_product(factors: Sequence[Term]) -> Term:
     for index, factor in enumerate(factors):
         rest = factors[index + 1 :]
         found = [(key, start, stop) for key, start, stop, unit in keys(factor) if unit == 1]
-        if any(_depends(term, key) for term in rest for key, _, _ in found):
+        if any(_depends(term, key) for term in rest for key, _, _ in found) or _inside_parts(factor, rest):
             # The tail differs along this factor: distribute over its parts.
             parts, offset = [], 0
             for part in _parts(canon(factor)):
@@ -66,6 +82,15 @@ def _canon_product(factors: Sequence[Term]) -> Term:
     return _join_factors(flat)
 
 
+def _inside_parts(factor: Term, rest: Sequence[Term]) -> bool:
+    """Whether what stands behind a sum has an order per index of one of its parts."""
+    whole = canon(factor)
+    if not isinstance(whole, Sum):
+        return False
+    here = set(atoms(whole))
+    return any(here & (within(atom) or frozenset()) for term in rest for atom in atoms(canon(term)))
+
+
 def _join_factors(factors: Iterable[Term]) -> Term:
     flat: list[Term] = []
     for factor in factors:
@@ -76,6 +101,11 @@ def _join_factors(factors: Iterable[Term]) -> Term:
     if not flat:
         return Atom(1)
     return flat[0] if len(flat) == 1 else Product(tuple(flat))
+
+
+def parts(term: Term) -> tuple[Term, ...]:
+    """What a term is, one after another."""
+    return _parts(canon(term))
 
 
 def _parts(term: Term) -> tuple[Term, ...]:

@@ -6,7 +6,7 @@ or a concatenation (`query + key + value`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 
@@ -67,6 +67,15 @@ def leaves(axis: Axis) -> Iterator[Leaf]:
 def spaces(axis: Axis) -> set[str]:
     """The names of the spaces on an axis."""
     return {leaf.space for leaf in leaves(axis) if leaf.space is not None}
+
+
+def without(axis: Axis, names: Collection[str]) -> Axis:
+    """The axis with these spaces fixed."""
+    if isinstance(axis, Leaf):
+        return Leaf(axis.size) if axis.space in names else axis
+    if isinstance(axis, Blocks):
+        return Blocks(tuple(without(item, names) for item in axis.factors))
+    return Concat(tuple(without(part, names) for part in axis.parts))
 
 
 def to_json(axis: Axis) -> object:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from isthmus.errors import InputError
 from isthmus.program import Program
-from isthmus.symmetry.axes import Axis, spaces
+from isthmus.symmetry.axes import Axis, spaces, without
 
 if TYPE_CHECKING:
     from isthmus.program.batches import Inputs
@@ -125,6 +126,36 @@ class SymmetryGraph:
 
         return verify(self, model, example, seed=seed, each=each)
 
+    def frozen(self, reasons: Mapping[str, str]) -> SymmetryGraph:
+        """The same graph with some spaces fixed: always right, only less.
+
+        Args:
+            reasons: space -> why it may not move.
+
+        Raises:
+            InputError: there is no such space.
+        """
+        if missing := [name for name in reasons if name not in self.spaces]:
+            raise InputError("the graph has no such space", missing, hint="print(graph) lists them")
+        kept = {
+            # What is within a fixed space has one order everywhere in it.
+            name: replace(space, within=tuple(outer for outer in space.within if outer not in reasons))
+            for name, space in self.spaces.items()
+            if name not in reasons
+        }
+        fixed = [
+            Fixed(member.key, member.axis, self.spaces[name].size, why)
+            for name, why in reasons.items()
+            for member in self.spaces[name].members
+        ]
+        return replace(
+            self,
+            spaces=kept,
+            layout={key: tuple(without(a, reasons) for a in axes) for key, axes in self.layout.items()},
+            values={name: tuple(without(a, reasons) for a in axes) for name, axes in self.values.items()},
+            fixed=(*self.fixed, *fixed),
+        )
+
     def __str__(self) -> str:
         width = max((len(name) for name in self.spaces), default=5)
         lines = [
@@ -140,6 +171,7 @@ class SymmetryGraph:
         if self.unknown:
             lines.append("operations without a rule (what they touch is fixed):")
             lines += [f"  {name} at {', '.join(places[:3])}" for name, places in self.unknown.items()]
+            lines.append("hint: a rule is a function of a few lines, registered by isthmus.rule; docs/guides/add-a-rule.md")
         return "\n".join(lines)
 
 

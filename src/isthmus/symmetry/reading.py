@@ -17,6 +17,9 @@ from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, size
 
 Role = str
 
+#: What a rule raises on arguments that it was not written for.
+_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
 
 class Reading:
     """The terms of a program's values while it is read; what rules work with.
@@ -184,9 +187,15 @@ class Reading:
         if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             function = rules.TABLE["pointwise"]
         if function is not None:
-            made = function(self, node)
+            try:
+                made = function(self, node)
+            except _UNFIT as error:
+                # A form of the operation that its rule did not foresee: as if there were no rule.
+                self.unknown.setdefault(f"{node.target} ({type(error).__name__}: {error})", []).append(node.name)
+                return self.give_up(node)
             if made is not None:
                 return list(made)  # type: ignore[arg-type]
+            self.unknown.setdefault(f"{node.target} (in this form)", []).append(node.name)
         else:
             self.unknown.setdefault(str(node.target), []).append(node.name)
         return self.give_up(node)
@@ -242,6 +251,8 @@ def collapse(case: Case, reason: str) -> None:
     first = case.branches[0][1]
     for _, branch in case.branches[1:]:
         algebra.unify(first, branch, reason)
+    if isinstance(algebra.canon(case), Case):
+        algebra.freeze(case, reason)
 
 
 def settle(axes: Sequence[Term]) -> bool:
@@ -254,7 +265,7 @@ def settle(axes: Sequence[Term]) -> bool:
     present = {key for term in axes for key, *_ in algebra.keys(term)}
     for index, term in enumerate(flat):
         for case in _cases(term):
-            if case.key not in present:
+            if case.key not in present and not all(a.frozen for a in algebra.atoms(case)):
                 collapse(case, "differs along a dimension that is gone")
                 return True
         for atom, left in _with_left(term, frozenset()):

@@ -15,6 +15,7 @@ from isthmus.program import Batch, Program, example_of
 from isthmus.program.batches import Inputs
 from isthmus.symmetry.gather import reorder
 from isthmus.symmetry.graph import SymmetryGraph
+from isthmus.symmetry.redraw import double, redraw
 
 #: Relative output error allowed in float64; observed errors are rounding, near 1e-13.
 BOUND = 1e-9
@@ -39,6 +40,7 @@ class Verification:
             symmetry could not be checked.
         own_weights: the error with the model's own weights; None if they were not given.
         note: what was and was not checked.
+        frozen: spaces that had failed and were fixed before this check -> the operation that moved wrongly.
     """
 
     error: float
@@ -48,6 +50,7 @@ class Verification:
     unobservable: tuple[str, ...] = ()
     own_weights: float | None = None
     note: str = ""
+    frozen: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -77,6 +80,8 @@ class Verification:
             text += f"; not seen by the output: {', '.join(self.unobservable)}"
         if self.failed:
             text += f"; failed: {', '.join(self.failed)}"
+        if self.frozen:
+            text += f"; fixed: {', '.join(f'{name} ({where})' for name, where in self.frozen.items())}"
         return text
 
 
@@ -99,11 +104,13 @@ def verify(
             math.nan, note="taken on the meta device; verify a smaller model of the same class instead"
         )
     program = graph.program.to("cpu", torch.float64)
-    batch = _batch(program, example, seed)
+    batch = batch_for(program, example, seed)
     generator = torch.Generator().manual_seed(seed)
-    redrawn = _redraw(graph, program, weights, generator)
+    redrawn = redraw(graph, program, weights, batch, generator)
     run = _Outputs(program, batch)
     reference = run(redrawn)
+    if not reference:
+        return Verification(math.nan, note="the model returns no floating-point tensor to compare")
     element = draw(graph, generator)
     names = list(graph.spaces)
     if not names:
@@ -121,7 +128,7 @@ def verify(
             if alone > BOUND:
                 failed[name] = alone
         error = max([error, *failed.values()])
-    elif error > BOUND:
+    if error > BOUND and not failed:
         failed = _bisect(graph, redrawn, element, names, run, reference)
     own = None
     if weights:
@@ -133,7 +140,7 @@ def verify(
         error,
         elements=count,
         failed=failed,
-        unobservable=_unobservable(graph, redrawn, element, run),
+        unobservable=_unobservable(graph, redrawn, element, run, reference),
         own_weights=own,
         note="float64, redrawn weights" + (", own weights" if own is not None else ""),
     )
@@ -188,13 +195,15 @@ class _Outputs:
             if not torch.equal(torch.isfinite(ours), torch.isfinite(theirs)):
                 return math.inf
             ours, theirs = ours[both], theirs[both]
+            if not theirs.numel() and both.numel():
+                return math.nan  # nothing finite to compare: nothing was seen
             if theirs.numel():
                 scale = theirs.abs().max().item() or 1.0
                 worst = max(worst, (ours - theirs).abs().max().item() / scale)
         return worst
 
 
-def _batch(program: Program, example: Inputs | None, seed: int) -> Batch:
+def batch_for(program: Program, example: Inputs | None, seed: int) -> Batch:
     if example is not None:
         batch = example_of(example)
         return batch.to(torch.device("cpu"), torch.float64)
@@ -215,38 +224,7 @@ def _batch(program: Program, example: Inputs | None, seed: int) -> Batch:
 
 def _cast(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = program.lookup(weights)
-    return {program.weights[name]: _double(tensor) for name, tensor in found.items()}
-
-
-def _redraw(
-    graph: SymmetryGraph, program: Program, weights: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Weights at a scale at which each path contributes: nothing zero, nothing tiny."""
-    matrices = {program.linear_weight(node) for node in program.graph.nodes}
-    result: dict[str, Tensor] = {}
-    for name, key in program.weights.items():
-        shape = program.size(name)
-        if key not in graph.layout:
-            if key not in weights and program.nodes[name].users:
-                raise InputError(
-                    "the graph has a buffer that only the model itself can supply",
-                    [key],
-                    hint="pass the model: graph.verify(model, example)",
-                )
-            if key in weights:
-                result[key] = _double(weights[key])
-        elif name in matrices and len(shape) > 1:
-            fan_in = math.prod(shape[1:])
-            result[key] = torch.randn(shape, generator=generator, dtype=torch.float64) * math.sqrt(2 / fan_in)
-        elif len(shape) > 1 and max(shape) != math.prod(shape):
-            result[key] = torch.randn(shape, generator=generator, dtype=torch.float64)
-        else:
-            result[key] = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
-    return result
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype)
+    return {program.weights[name]: double(tensor) for name, tensor in found.items()}
 
 
 def _bisect(
@@ -257,28 +235,73 @@ def _bisect(
     run: _Outputs,
     reference: list[Tensor],
 ) -> dict[str, float]:
-    """The spaces whose element changes the output, found by halving."""
-    error = run.distance(moved(graph, weights, {n: element[n] for n in names}), reference)
-    if error <= BOUND:
-        return {}
-    if len(names) == 1:
-        return {names[0]: error}
-    half = len(names) // 2
-    return {
-        name: found
-        for part in (names[:half], names[half:])
-        for name, found in _bisect(graph, weights, element, part, run, reference).items()
-    }
+    """The spaces whose element changes the output, found by halving: without them, the rest does not.
+
+    The shortest failing run of spaces ends in one at fault, alone or together with one before it.
+    """
+    rest, failed = list(names), {}
+    while (error := _together(graph, weights, element, rest, run, reference)) > BOUND:
+        low, high = 0, len(rest)
+        while high - low > 1:
+            middle = (low + high) // 2
+            part = _together(graph, weights, element, rest[:middle], run, reference)
+            if part > BOUND:
+                high, error = middle, part
+            else:
+                low = middle
+        failed[rest.pop(high - 1)] = error
+    return failed
+
+
+def _together(
+    graph: SymmetryGraph,
+    weights: Mapping[str, Tensor],
+    element: Mapping[str, Tensor],
+    names: list[str],
+    run: _Outputs,
+    reference: list[Tensor],
+) -> float:
+    return run.distance(moved(graph, weights, {n: element[n] for n in names}), reference)
 
 
 def _unobservable(
-    graph: SymmetryGraph, weights: Mapping[str, Tensor], element: Mapping[str, Tensor], run: _Outputs
+    graph: SymmetryGraph,
+    weights: Mapping[str, Tensor],
+    element: Mapping[str, Tensor],
+    run: _Outputs,
+    reference: list[Tensor],
 ) -> tuple[str, ...]:
     """Spaces whose writers alone can be moved without the output changing, to first order.
 
     One backward pass serves all spaces: moving only the writers of a space is a displacement of the
     weights, and at weights in general position the output sees it exactly when its gradient does.
+    Where an operation has no derivative, the writers of one space after another are moved.
     """
+    try:
+        gradient = _gradient(graph, weights, run)
+    except (RuntimeError, NotImplementedError):
+        gradient = None
+    seen: dict[str, float] = {}
+    for name, space in graph.spaces.items():
+        writers = {member.key for member in space.members if member.role != "reads"}
+        displaced = moved(graph, weights, {name: element[name]}, only=writers)
+        if gradient is None:
+            seen[name] = run.distance(displaced, reference)
+            continue
+        seen[name] = max(
+            (
+                (gradient[key] * (displaced[key] - weights[key])).abs().sum().item()
+                for key in writers
+                if key in gradient
+            ),
+            default=0.0,
+        )
+    largest = max(seen.values(), default=0.0)
+    return tuple(name for name, value in seen.items() if value <= UNSEEN * largest)
+
+
+def _gradient(graph: SymmetryGraph, weights: Mapping[str, Tensor], run: _Outputs) -> dict[str, Tensor]:
+    """Derivative of a random direction of the outputs by each weight that it depends on."""
     leaves = {
         key: tensor
         if key in graph.program.buffers or not tensor.is_floating_point()
@@ -293,18 +316,4 @@ def _unobservable(
         total = total + (finite * direction).sum()
     keys = [key for key, tensor in leaves.items() if tensor.requires_grad]
     grads = torch.autograd.grad(total, [leaves[key] for key in keys], allow_unused=True)
-    gradient = {key: g for key, g in zip(keys, grads, strict=True) if g is not None}
-    seen: dict[str, float] = {}
-    for name, space in graph.spaces.items():
-        writers = {member.key for member in space.members if member.role != "reads"}
-        displaced = moved(graph, weights, {name: element[name]}, only=writers)
-        seen[name] = max(
-            (
-                (gradient[key] * (displaced[key] - weights[key])).abs().sum().item()
-                for key in writers
-                if key in gradient
-            ),
-            default=0.0,
-        )
-    largest = max(seen.values(), default=0.0)
-    return tuple(name for name, value in seen.items() if value <= UNSEEN * largest)
+    return {key: g for key, g in zip(keys, grads, strict=True) if g is not None}

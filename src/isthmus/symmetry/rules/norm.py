@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import fx, ops
 
+from isthmus.symmetry import algebra
 from isthmus.symmetry.reading import Reading
 from isthmus.symmetry.rules import Axes, given, rule
 from isthmus.symmetry.rules.pointwise import broadcast
-from isthmus.symmetry.terms import Atom
+from isthmus.symmetry.terms import Atom, Term, size
 
 aten = ops.aten
 
@@ -96,10 +97,33 @@ def native_group_norm(trace: Reading, node: fx.Node) -> list[Axes]:
     return [axes, per_group, list(per_group)]
 
 
+def _grouped(trace: Reading, term: Term, groups: int) -> None:
+    """Let no order cross a group.
+
+    Where what was concatenated ends inside a group, that group keeps its place, and its units move within
+    their part of it; the groups between are groups x within.
+    """
+    each = size(term) // groups
+    ends = [0]
+    for part in algebra.parts(term):
+        ends.append(ends[-1] + size(part))
+    cuts = {n for end in ends[1:] for n in (end // each * each, -(-end // each) * each)} - {0}
+    if all(end % each == 0 for end in ends):
+        trace.factor(term, groups)
+        return
+    pieces = algebra.cut_at(term, sorted(cuts))
+    if pieces is None:
+        trace.freeze([term])
+        return
+    for piece in pieces:
+        if size(piece) > each:
+            trace.factor(piece, size(piece) // each)
+
+
 def _groups(trace: Reading, x: object, groups: int, affine: Sequence[object]) -> Axes:
     axes = trace.axes(x)
     if groups > 1:
-        trace.factor(axes[1], groups)
+        _grouped(trace, axes[1], groups)
     for vector in affine:
         if vector is not None:
             trace.unify(axes[1], trace.axes(vector)[0])
