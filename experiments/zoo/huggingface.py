@@ -156,6 +156,17 @@ def pair() -> object:
     return {"input_ids": tokens(), "decoder_input_ids": tokens(7), "use_cache": False}
 
 
+def masked_pair() -> object:
+    ones = torch.ones(2, 10, dtype=torch.long)
+    return {
+        "input_ids": tokens(),
+        "attention_mask": ones,
+        "decoder_input_ids": tokens(7),
+        "decoder_attention_mask": ones[:, :7],
+        "use_cache": False,
+    }
+
+
 def pixels() -> object:
     return {"pixel_values": images()}
 
@@ -372,11 +383,11 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
     "t5-gated": ("t5", PAIR, pair, {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "mt5": ("mt5", PAIR, pair, T5),
     "umt5": ("umt5", PAIR, pair, T5),
-    "longt5": ("longt5", PAIR, pair, {**T5, "local_radius": 3}),
+    "longt5": ("longt5", PAIR, masked_pair, {**T5, "local_radius": 3}),
     "switch-transformers": (
         "switch_transformers",
         PAIR,
-        pair,
+        masked_pair,
         {**T5, "num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     ),
     "bart": ("bart", PAIR, pair, SEQ),

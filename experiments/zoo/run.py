@@ -101,7 +101,7 @@ def examine(full: str) -> dict[str, object]:
 
 def reasons(graph: object) -> str:
     """Why the parameters that do not move stay: share of all parameters by operation."""
-    from isthmus.symmetry.axes import spaces
+    from isthmus.symmetry import spaces_of
 
     program = graph.program
     counts: Counter[str] = Counter()
@@ -111,7 +111,7 @@ def reasons(graph: object) -> str:
             continue
         size = math.prod(program.shapes[key])
         total += size
-        if not any(spaces(axis) for axis in axes):
+        if not any(spaces_of(axis) for axis in axes):
             found = [f for f in graph.fixed if f.key == key]
             why = max(found, key=lambda f: f.size).reason.rpartition(":")[2] if found else "size one"
             counts[why] += size

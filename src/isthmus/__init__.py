@@ -38,7 +38,7 @@ _WHERE = {
     "ensemble": "isthmus.measure",
     "evaluate": "isthmus.measure",
     "export": "isthmus.program",
-    "load": "isthmus.merging",
+    "load": "isthmus.saving",
     "merge": "isthmus.merging",
     "methods": "isthmus.listing",
     "rule": "isthmus.symmetry",
@@ -65,12 +65,12 @@ if TYPE_CHECKING:
     from isthmus.measure import vanishing as vanishing
     from isthmus.measure import variance_ratio as variance_ratio
     from isthmus.merging import Merged as Merged
-    from isthmus.merging import load as load
     from isthmus.merging import merge as merge
     from isthmus.paths import Segment as Segment
     from isthmus.program import Cut as Cut
     from isthmus.program import Program as Program
     from isthmus.program import export as export
+    from isthmus.saving import load as load
     from isthmus.symmetry import Space as Space
     from isthmus.symmetry import SymmetryGraph as SymmetryGraph
     from isthmus.symmetry import Verification as Verification

@@ -18,8 +18,7 @@ from isthmus.errors import InputError
 from isthmus.measure import Barrier, Evaluation, barrier, cost, ensemble, evaluate, vanishing, variance_ratio
 from isthmus.merging import Mergeable, Merged, first_example, merge, state_of
 from isthmus.paths import Segment
-from isthmus.program import Program
-from isthmus.program.keep import Variant
+from isthmus.program import Program, Variant
 from isthmus.report.results import (
     Alignment,
     Curve,
@@ -172,23 +171,26 @@ class _Comparison:
         for way in ways:
             self._merge(f"direct + {way}", graph, None, way)
         last: Maps | None = None
+        label = ""
         for how in align:
-            label = how if isinstance(how, str) else str(how["method"])
+            label = _label(how)
+            if label in self.merges:
+                raise InputError(f"the alignment {label!r} is asked for twice")
             last = align_models(graph, self.states, how, data=self.splits.calibration)
             self._merge(label, graph, last, None)
             for way in ways:
                 self._merge(f"{label} + {way}", graph, last, way)
         assert last is not None
         best = max((n for n, _ in self._kinds("merged")), key=lambda n: self.validation[n].accuracy)
-        way = max(ways, key=lambda w: self.validation[f"{last.method} + {w}"].accuracy, default=None)
+        way = max(ways, key=lambda w: self.validation[f"{label} + {w}"].accuracy, default=None)
         for variant in variants:
             for depth in chosen:
                 for repair in [None, way] if way else [None]:
                     label = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
                     label += f", {variant}" if len(variants) > 1 else ""
                     self._merge(label, graph, last, repair, preserve_first=depth, variant=variant)
-        curves = self._curves(program, last, points)
-        profiles = self._profiles(program, last, way)
+        curves = self._curves(program, last, label, points)
+        profiles = self._profiles(program, label, way)
         bridge = self._bridge()
         results = Results(
             title=title,
@@ -294,8 +296,8 @@ class _Comparison:
         mean = sum(self.test[n].accuracy for n in self.names) / len(self.names)
         direct, merged = self.test["direct average"], self.test[best]
         text = (
-            f"The direct average scores {_percent(direct.accuracy)} where the parents average {_percent(mean)} "
-            f"and guessing {_percent(direct.chance)}; the best merge of the same size, {best}, scores "
+            f"The direct average scores {_percent(direct.accuracy)} where the parents average "
+            f"{_percent(mean)} and guessing {_percent(direct.chance)}; the best merge of the same size, {best}, scores "
             f"{_percent(merged.accuracy)}"
         )
         if bridge is None:
@@ -306,17 +308,17 @@ class _Comparison:
             f"{row.parameters:.2f}x the parameters."
         )
 
-    def _curves(self, program: Program, last: Maps, points: int) -> list[Curve]:
+    def _curves(self, program: Program, last: Maps, label: str, points: int) -> list[Curve]:
         if len(self.states) != 2 or not points:
             return []
         straight, moved = Segment(*self.states), Segment(*last.apply(self.states))
         test = self.splits.test
         found = {
             "direct": barrier(program, straight, test, points=points, norms="keep", split="test"),
-            last.method: barrier(program, moved, test, points=points, norms="keep", split="test"),
+            label: barrier(program, moved, test, points=points, norms="keep", split="test"),
         }
         if "reset" in suitable(program):
-            found[f"{last.method} + reset"] = barrier(
+            found[f"{label} + reset"] = barrier(
                 program,
                 moved,
                 test,
@@ -327,8 +329,8 @@ class _Comparison:
             )
         return [_curve(name, b) for name, b in found.items()]
 
-    def _profiles(self, program: Program, last: Maps, way: str | None) -> list[Profile]:
-        shown = ["direct average", last.method, *([f"{last.method} + {way}"] if way else [])]
+    def _profiles(self, program: Program, label: str, way: str | None) -> list[Profile]:
+        shown = ["direct average", label, *([f"{label} + {way}"] if way else [])]
         gone: dict[str, list[float | None]] = {}
         spread: dict[str, list[float | None]] = {}
         layers: list[str] = []
@@ -377,6 +379,14 @@ class _Comparison:
                 for n, v in best.settings.items()
             ),
         ]
+
+
+def _label(how: str | Mapping[str, object]) -> str:
+    """A method with the options that were given, as rows are called."""
+    if isinstance(how, str):
+        return how
+    options = ", ".join(f"{name} {value}" for name, value in how.items() if name != "method")
+    return f"{how['method']} ({options})" if options else str(how["method"])
 
 
 def suitable(program: Program) -> list[str]:

@@ -7,9 +7,9 @@ from typing import cast
 
 from isthmus.align import ALIGNMENTS
 from isthmus.combine import COMBINATIONS
+from isthmus.errors import InputError
 from isthmus.registry import Method
 from isthmus.repair import REPAIRS
-
 
 #: One row: each table knows what its own functions take.
 Row = Method[Callable[..., object]]
@@ -39,6 +39,9 @@ def methods(kind: str | None = None) -> Methods:
         >>> [row.name for row in isthmus.methods("combination")]
         ['average']
     """
+    kinds = ("alignment", "combination", "repair")
+    if kind is not None and kind not in kinds:
+        raise InputError(f"there is no kind of method {kind!r}", hint=f"kinds are {', '.join(kinds)}")
     rows: list[Row] = []
     for table in (ALIGNMENTS, COMBINATIONS, REPAIRS):
         rows += cast("tuple[Row, ...]", table.rows())

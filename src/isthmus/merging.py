@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from isthmus import saving
 from isthmus import weights as files
 from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.align import align as align_models
 from isthmus.combine import COMBINATIONS, combine, normalised
 from isthmus.errors import InputError, MismatchError
-from isthmus.measure import Finding, cost
-from isthmus.program import Batch, Cut, Program, ProgramModule, batches, export, keep_apart
-from isthmus.program.batches import Inputs
-from isthmus.program.keep import Variant
-from isthmus.repair import REPAIRS, Repaired, goals
+from isthmus.measure import Finding, cost, reusable
+from isthmus.program import Batch, Cut, Inputs, Program, ProgramModule, Variant, batches, keep_apart
+from isthmus.registry import Method
+from isthmus.repair import REPAIRS, Repaired, goals, repairable
 from isthmus.symmetry import SymmetryGraph, Verification, trace, verified
 
 #: What can be merged: modules, state dicts, or files of weights.
 Mergeable = nn.Module | Mapping[str, Tensor] | str | Path
-
-FORMAT = "isthmus.kept/1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +67,13 @@ class Merged:
         if self.program is None or self.graph is None:
             return ()
         parent = self.graph.program
-        example = _inputs(_described(parent))
+        example = saving.example_of(saving.inputs_of(parent))
         return cost(self.program, example).over(cost(parent, example))
+
+    @property
+    def own_program(self) -> bool:
+        """Whether the weights are of a program, not of the user's class: kept apart, or with new parameters."""
+        return bool(self.cut) or bool(self.repaired is not None and self.repaired.new_parameters)
 
     def save(self, path: str | Path) -> Path:
         """Write the merged weights as safetensors, whole or not at all.
@@ -82,30 +83,16 @@ class Merged:
         weights, the maps and the keys.
         """
         path = Path(path)
-        described = {"isthmus.settings": json.dumps({k: _plain(v) for k, v in self.settings.items()})}
-        files.save(self.weights, path, metadata=described)
-        if self.cut and self.program is not None and self.graph is not None:
-            content = {
-                "format": FORMAT,
-                "cut": self.cut.to_json(),
-                "weights": list(normalised(self._shares, len(self._shares))),
-                "inputs": _described(self.graph.program),
-                "junctions": list(self.junctions),
-                "keys": sorted(self.weights),
-                "maps": [
-                    {name: index.tolist() for name, index in transport.orders.items()}
-                    for transport in (self.alignment.transports if self.alignment else ())
-                ],
-            }
-            with files.atomic(path.with_suffix(".json")) as file:
-                file.write(json.dumps(content, indent=1).encode())
+        described = None
+        if self.own_program and self.graph is not None:
+            shares = self.settings["weights"]
+            assert isinstance(shares, tuple)
+            maps = [t.orders for t in self.alignment.transports] if self.alignment else []
+            described = saving.describe(
+                self.graph.program, self.cut, shares, self.junctions, self.weights, maps
+            )
+        saving.save(path, self.weights, self.settings, described)
         return path
-
-    @property
-    def _shares(self) -> tuple[float, ...]:
-        shares = self.settings["weights"]
-        assert isinstance(shares, tuple)
-        return shares
 
     def __str__(self) -> str:
         lines = ["merged " + (f"with {self.cut}" if self.cut else "into one network")]
@@ -113,6 +100,10 @@ class Merged:
             lines.append(f"symmetries {self.verification}")
         if self.alignment is not None:
             lines.append(str(self.alignment))
+        if self.graph is not None and self.graph.unread and self.alignment is not None:
+            lines.append(
+                f"averaged as they are, the program does not read them: {', '.join(self.graph.unread)}"
+            )
         if self.repaired is not None:
             lines.append(str(self.repaired))
         if self.junctions:
@@ -121,7 +112,7 @@ class Merged:
         lines.append("settings (* given, the rest are defaults):")
         width = max(map(len, self.settings), default=0)
         lines += [
-            f"  {'*' if name in self.asked else ' '} {name:<{width}}  {_plain(value)}"
+            f"  {'*' if name in self.asked else ' '} {name:<{width}}  {saving.plain(value)}"
             for name, value in self.settings.items()
         ]
         return "\n".join(lines)
@@ -159,7 +150,8 @@ def merge(
             `Alignment` made before, or None to merge them as they are.
         method: how aligned tensors are combined; see `isthmus.methods()`.
         weights: one per model, summing to one; uniform where not given.
-        repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, or None.
+        repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, or
+            None.
         data: calibration data, an iterable of inputs or (inputs, targets); targets are not used.
         preserve_first: keep every model's first so many layers (Preserve-First Merging).
         preserve_last: keep every model's last so many layers (partial zipping).
@@ -190,34 +182,28 @@ def merge(
         tensor([0.7000, 0.7000])
     """
     asked = _asked(locals())
-    # A misspelt name is said before anything is read.
-    COMBINATIONS.get(method)
-    if align is not None and not isinstance(align, Alignment):
-        ALIGNMENTS.get(_called(align))
-    if repair is not None:
-        REPAIRS.get(_called(repair))
     if len(models) < 2:
         raise InputError(f"a merge takes two or more models, got {len(models)}")
     shares = normalised(weights, len(models))
-    names = [_name(m, i) for i, m in enumerate(models)]
-    states = [state_of(m) for m in models]
     cut = Cut(preserve_first, preserve_last, tuple(depths), tuple(modules), variant)
+    _check(method, align, repair, data, cut)
+    names = [_name(m, i) for i, m in enumerate(models)]
+    module = _module(model, models)
+    states = [completed(state_of(m), module) for m in models]
     for index, state in enumerate(states[1:], start=1):
         files.check_same(states[0], state, (names[0], names[index]))
     for name, state in zip(names, states, strict=True):
         files.check_finite(state, name)
-    if cut and method != "average":
-        raise InputError(f"what is kept apart meets by weighted average, not by {method!r}")
 
-    module = _module(model, models)
-    needs_graph = align is not None or repair is not None or bool(cut)
-    if graph is None and needs_graph:
+    if graph is None and (align is not None or repair is not None or cut):
         if module is None:
             raise InputError(
                 "to align, repair or keep apart, the architecture is needed",
-                hint="pass modules instead of state dicts, or model=",
+                hint="pass modules instead of state dicts, or say which architecture: model= (--arch)",
             )
         graph = trace(module, _example(example, data))
+    if graph is not None and cut:
+        cut.apart(graph.program)  # a cut that does not fit is said before minutes are spent
     settings: dict[str, object] = {
         "method": method,
         "weights": shares,
@@ -228,7 +214,7 @@ def merge(
         "depths": tuple(depths),
         "modules": tuple(modules),
         "variant": variant if cut else None,
-        "reference": reference,
+        "reference": align.reference if isinstance(align, Alignment) else reference,
         "seed": seed,
         **options,
     }
@@ -237,40 +223,35 @@ def merge(
     alignment = None
     aligned: Sequence[Mapping[str, Tensor]] = states
     if graph is not None and align is not None:
-        if isinstance(align, Alignment):
-            alignment = align
-        else:
-            if verify:
-                given = None if example is None and data is None else _example(example, data)
-                graph, verification = verified(graph, given, weights=states[0], seed=seed)
-            alignment = _align(graph, states, align, data, reference, seed)
+        if verify:
+            given = None if example is None and data is None else _example(example, data)
+            graph, verification = verified(graph, given, weights=states[0], seed=seed)
+        alignment = (
+            align if isinstance(align, Alignment) else _align(graph, states, align, data, reference, seed)
+        )
         settings |= {f"align.{k}": v for k, v in alignment.settings.items()}
         aligned = alignment.apply(states)
 
     program = graph.program if graph is not None else None
     junctions: tuple[str, ...] = ()
-    merged = combine(aligned, method, weights=shares, names=names, options=options)
+    tied = graph.program.tied if graph is not None else None
+    merged = combine(aligned, method, weights=shares, names=names, tied=tied, options=options)
     if cut:
         assert graph is not None
         program, junctions = keep_apart(graph.program, cut, shares)
-        merged = _distribute(program, merged, aligned)
+        merged = {
+            key: merged[original] if branch is None else aligned[branch][original].clone()
+            for key, (branch, original) in program.sources.items()
+        }
     repaired = None
     if repair is not None:
-        assert graph is not None and program is not None
-        if data is None:
-            raise InputError("repair needs calibration data", hint="pass data=, an iterable of inputs")
-        how = {"method": repair} if isinstance(repair, str) else dict(repair)
-        repaired = _repair(graph, program, merged, aligned, shares, how, data)
-        settings |= {f"repair.{k}": v for k, v in how.items() if k != "method"}
-        settings |= {
-            "repair.mode": repaired.mode,
-            "repair.examples": repaired.examples,
-            "repair.batch_size": repaired.batch_size,
-        }
+        assert graph is not None and program is not None and data is not None
+        repaired, used = _repair(graph, program, merged, aligned, shares, repair, data)
+        settings |= {f"repair.{k}": v for k, v in used.items()}
         merged, program = dict(repaired.weights), repaired.program
     return Merged(
         merged,
-        _result_module(module, program, merged, kept=bool(cut)),
+        _result_module(module, program, merged, bool(cut) or bool(repaired and repaired.new_parameters)),
         program,
         graph,
         verification,
@@ -282,36 +263,6 @@ def merge(
         settings,
         asked,
     )
-
-
-def load(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    """Load what `Merged.save` wrote.
-
-    Args:
-        path: the safetensors file.
-        model: the architecture, or a factory of it.
-
-    Returns:
-        The user's own class with the merged weights; or, where a part was kept apart, the rebuilt
-        module.
-
-    Raises:
-        MismatchError: the file does not fit the architecture.
-        WeightsError: the file cannot be read.
-    """
-    path = Path(path)
-    module = model if isinstance(model, nn.Module) else model()
-    weights = files.load(path)
-    beside = path.with_suffix(".json")
-    described = json.loads(beside.read_text()) if beside.is_file() else {}
-    if described.get("format") != FORMAT:
-        files.check_same(dict(module.state_dict()), weights, (type(module).__name__, str(path)))
-        return _loaded(module, weights)
-    example = _inputs(described["inputs"])
-    program, _ = keep_apart(export(module, example), Cut.from_json(described["cut"]), described["weights"])
-    expected = {key: torch.empty(shape, device="meta") for key, shape in program.shapes.items()}
-    files.check_same(expected, weights, (f"{type(module).__name__} cut as {beside.name} says", str(path)))
-    return ProgramModule(program, weights)
 
 
 def _called(how: str | Mapping[str, object]) -> str:
@@ -339,48 +290,90 @@ def _repair(
     merged: Mapping[str, Tensor],
     aligned: Sequence[Mapping[str, Tensor]],
     shares: Sequence[float],
-    how: Mapping[str, object],
+    how: str | Mapping[str, object],
     data: Iterable[object],
-) -> Repaired:
+) -> tuple[Repaired, dict[str, object]]:
+    """The repaired model, and every option that was used, defaults included."""
     method = REPAIRS.get(_called(how))
-    options = {name: value for name, value in how.items() if name != "method"}
-    known = [n for n, p in inspect.signature(method.function).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    if unknown := [name for name in options if name not in known or name == "goals"]:
-        takes = ", ".join(n for n in known if n != "goals")
-        raise InputError(
-            f"{method.name} has no option {', '.join(map(repr, unknown))}", hint=f"it takes {takes}"
-        )
+    used = {**_options(method), **({} if isinstance(how, str) else how)}
+    used = {name: value for name, value in used.items() if name != "method"}
+    given: dict[str, Any] = dict(used)
     if "goals" in method.needs:
-        options["goals"] = goals(graph.program, aligned, shares, data)
-    return method.function(program, merged, data, **options)
+        # Parents are measured on the examples that the merged model is, and where it is.
+        given["goals"] = goals(
+            graph.program,
+            aligned,
+            shares,
+            data,
+            [v for v in repairable(program, given.get("layers", "all")) if v in graph.program.nodes],
+            device=given.get("device"),
+            limit=given.get("limit"),
+        )
+    repaired = method.function(program, merged, data, **given)
+    used |= {"examples": repaired.examples, "batch_size": repaired.batch_size}
+    return repaired, used
 
 
-def _distribute(
-    program: Program, merged: Mapping[str, Tensor], aligned: Sequence[Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Weights of a kept-apart program: each branch its own model's, the rest the merged ones."""
-    result: dict[str, Tensor] = {}
-    for key in program.weights.values():
-        head, _, rest = key.partition(".")
-        index = head.removeprefix("branch")
-        if key not in merged and head.startswith("branch") and index.isdigit():
-            result[key] = aligned[int(index)][rest]
-        else:
-            result[key] = merged[key]
-    return result
+def _options(method: Method[Any]) -> dict[str, Any]:
+    """The options of a method and their defaults; what a merge supplies itself is none."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(method.function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("goals", "data", "reference", "weights")
+    }
+
+
+def _check(
+    method: str,
+    align: str | Mapping[str, object] | Alignment | None,
+    repair: str | Mapping[str, object] | None,
+    data: Iterable[object] | None,
+    cut: Cut,
+) -> None:
+    """Say what is wrong with the call before anything is read or run."""
+    COMBINATIONS.get(method)
+    if cut and method != "average":
+        raise InputError(f"what is kept apart meets by weighted average, not by {method!r}")
+    if data is not None:
+        reusable(data)
+    for kind, how in (("alignment", align), ("repair", repair)):
+        if how is None or isinstance(how, Alignment):
+            continue
+        chosen: Method[Any] = (
+            ALIGNMENTS.get(_called(how)) if kind == "alignment" else REPAIRS.get(_called(how))
+        )
+        if "data" in chosen.needs and data is None:
+            raise InputError(
+                f"{chosen.name} needs calibration data", hint="pass data=, an iterable of inputs (--data)"
+            )
+        known = _options(chosen)
+        asked = () if isinstance(how, str) else [name for name in how if name != "method"]
+        if unknown := [name for name in asked if name not in known]:
+            raise InputError(
+                f"{chosen.name} has no option {', '.join(map(repr, unknown))}",
+                hint=f"it takes {', '.join(known) or 'none'}",
+            )
 
 
 def _result_module(
-    module: nn.Module | None, program: Program | None, weights: Mapping[str, Tensor], kept: bool
+    module: nn.Module | None, program: Program | None, weights: Mapping[str, Tensor], own: bool
 ) -> nn.Module | None:
-    if program is not None and (kept or set(program.weights.values()) - set(weights)):
+    if own and program is not None:
         return ProgramModule(program, weights)
-    return None if module is None else _loaded(copy.deepcopy(module), weights)
+    return None if module is None else saving.filled(copy.deepcopy(module), weights)
 
 
-def _loaded(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    module.load_state_dict(dict(weights), strict=True)
-    return module.eval()
+def completed(state: dict[str, Tensor], module: nn.Module | None) -> dict[str, Tensor]:
+    """A state dict with the names of tied weights that its file left out (as safetensors files do)."""
+    if module is None:
+        return state
+    first: dict[int, str] = {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), key)
+        if other != key and (key in state) != (other in state):
+            missing, there = (key, other) if other in state else (other, key)
+            state = {**state, missing: state[there]}
+    return state
 
 
 def state_of(source: Mergeable) -> dict[str, Tensor]:
@@ -427,43 +420,7 @@ def _asked(given: Mapping[str, object]) -> frozenset[str]:
     named = {
         name
         for name, parameter in defaults.items()
-        if name in given and parameter.kind is parameter.KEYWORD_ONLY and given[name] != parameter.default
+        if name in given and parameter.kind is parameter.KEYWORD_ONLY and given[name] is not parameter.default
     }
     options = given.get("options")
     return frozenset(named | set(options if isinstance(options, Mapping) else ()))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
-
-
-def _described(program: Program) -> dict[str, object]:
-    """The inputs of a program as plain data: enough to make an example again."""
-
-    def describe(name: str) -> object:
-        fake = program.nodes[name].meta.get("val")
-        if not isinstance(fake, Tensor):
-            return fake
-        return {"shape": [int(n) for n in fake.shape], "dtype": str(fake.dtype).removeprefix("torch.")}
-
-    args, kwargs = pytree.tree_unflatten([describe(n) for n in program.inputs], program.in_spec)
-    return {"args": list(args), "kwargs": dict(kwargs)}
-
-
-def _inputs(described: Mapping[str, object]) -> Batch:
-    def make(value: object) -> object:
-        if isinstance(value, Mapping) and set(value) == {"shape", "dtype"}:
-            return torch.zeros(*value["shape"], dtype=getattr(torch, str(value["dtype"])))
-        if isinstance(value, Mapping):
-            return {k: make(v) for k, v in value.items()}
-        return [make(v) for v in value] if isinstance(value, list) else value
-
-    args, kwargs = described["args"], described["kwargs"]
-    assert isinstance(args, list) and isinstance(kwargs, Mapping)
-    return Batch(tuple(make(a) for a in args), {str(k): make(v) for k, v in kwargs.items()})

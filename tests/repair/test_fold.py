@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isthmus.features.pooled import centre
+from isthmus.features import centre
 from isthmus.program import Batch, export
 from isthmus.repair import Fusable, Goal, fusable, goals, repair, repairable, rescale
 from isthmus.repair.sites import AffineSite

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from isthmus import features
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
-from isthmus.align.assignment import Evidence, agreement, inside
+from isthmus.align.assignment import Evidence, inside
 from isthmus.align.observe import Where, observations
 from isthmus.align.weight_matching import Matching
 from isthmus.errors import InputError
-from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, SymmetryGraph
-from isthmus.symmetry.axes import spaces as spaces_of
-from isthmus.symmetry.gather import positions
+from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, SymmetryGraph, positions, spaces_of
 
 Similarity = Literal["correlation", "moment"]
 
@@ -77,11 +75,13 @@ def activation_matching(
         for place in chosen:
             moments = found[place]
             kind = moments.second if similarity == "moment" else moments.correlation
-            matrices[place] = kind(0, column)
+            matrices[place] = kind(0, column).cpu()
             dead += int((moments.variance[0] <= 0).sum() + (moments.variance[column] <= 0).sum())
-        orders, rows = _solve(graph, values, matrices, models[reference], models[index])
+        orders = _solve(graph, values, matrices, models[reference], models[index])
         transports[index] = permutations(graph, orders)
-        costs += [Cost(index, *row, f"mean {similarity}") for row in rows]
+        costs += [
+            Cost(index, *row, f"mean {similarity}") for row in _agreements(graph, values, matrices, orders)
+        ]
         if dead:
             notes.append(f"model {index}: {dead} dead units (no variance), matched by their weights")
     unseen = [name for name in graph.spaces if not values.get(name)]
@@ -93,6 +93,7 @@ def activation_matching(
         "stream": stream,
         "limit": limit,
         "examples": found.examples,
+        "values": ", ".join(sorted({value for value, _ in chosen})),
     }
     return Alignment(
         "activation-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes)
@@ -105,38 +106,68 @@ def _solve(
     matrices: Mapping[tuple[str, int], Tensor],
     reference: Mapping[str, Tensor],
     model: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], list[tuple[str, float, float]]]:
+) -> dict[str, Tensor]:
     """One assignment per space, outer spaces before what is inside them."""
     known = graph.spaces
     orders = identity_orders(graph)
     weights = Matching(graph, reference, model, seed=0)
-    rows: list[tuple[str, float, float]] = []
     for name in sorted(known, key=lambda n: len(known[n].within)):
         space = known[name]
         if not values.get(name):
             continue
         evidence = _evidence(graph, space, values[name], matrices, orders)
         _break_ties(evidence, weights.evidence(space, orders))
-        start = orders[name]
         order, inner = evidence.solve()
-        count = len(values[name]) * order.numel()
-        if not inner:
-            rows.append(
-                (
-                    name,
-                    agreement(evidence.direct, start).sum().item() / count,
-                    agreement(evidence.direct, order).sum().item() / count,
-                )
-            )
-        orders[name] = order
-        orders |= inner
-    return orders, rows
+        orders |= {name: order, **inner}
+    return orders
 
 
 def _break_ties(evidence: Evidence, weights: Evidence) -> None:
     """Where activations say nothing (dead units), let the weights decide."""
-    scale = weights.direct.abs().max().clamp_min(1e-30)
-    evidence.direct = evidence.direct + 1e-9 * (weights.direct / scale).to(evidence.direct)
+    evidence.direct = evidence.direct + _hint(weights.direct, evidence.direct)
+    for name, similarity in evidence.inner.items():
+        if name in weights.inner:
+            evidence.inner[name] = similarity + _hint(weights.inner[name], similarity)
+
+
+def _hint(weights: Tensor, similarity: Tensor) -> Tensor:
+    """Similarities of weights, so small beside those of activations that they only decide ties."""
+    scale = 1e-9 * similarity.abs().max().item() / max(weights.abs().max().item(), 1e-30)
+    return scale * weights.to(similarity)
+
+
+def _agreements(
+    graph: SymmetryGraph,
+    values: Mapping[str, Sequence[tuple[str, int]]],
+    matrices: Mapping[tuple[str, int], Tensor],
+    orders: Mapping[str, Tensor],
+) -> Iterable[tuple[str, float, float]]:
+    """Per space: mean similarity of the units that are paired, under the identity and under the orders."""
+    for name, places in values.items():
+        before = after = 0.0
+        count = 0
+        for place in places:
+            term, matrix = graph.values[place[0]][place[1]], matrices[place]
+            touched = _touched(term, name)
+            columns = positions([term], 0, orders, graph.spaces).flatten()
+            paired = matrix[torch.arange(len(columns)), columns]
+            before += matrix.diagonal()[touched].sum().item()
+            after += paired[touched].sum().item()
+            count += int(touched.sum())
+        if count:
+            yield name, before / count, after / count
+
+
+def _touched(term: Axis, name: str) -> Tensor:
+    """Which positions of an axis carry a space."""
+    if isinstance(term, Leaf):
+        return torch.full((term.size,), term.space == name)
+    if isinstance(term, Concat):
+        return torch.cat([_touched(part, name) for part in term.parts])
+    found = torch.zeros(1, dtype=torch.bool)
+    for item in term.factors:
+        found = (found[:, None] | _touched(item, name)).flatten()
+    return found
 
 
 def _evidence(

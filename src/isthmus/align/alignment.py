@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from isthmus import weights as files
 from isthmus.errors import InputError
 from isthmus.maps import Permutation, Transport
 from isthmus.registry import Registry
@@ -88,7 +89,8 @@ class Alignment:
             },
             "costs": [cost.__dict__ for cost in self.costs],
         }
-        (folder / "alignment.json").write_text(json.dumps(described, indent=2))
+        with files.atomic(folder / "alignment.json") as file:
+            file.write(json.dumps(described, indent=2).encode())
 
     @staticmethod
     def load(folder: str | Path, graph: SymmetryGraph) -> Alignment:
@@ -129,7 +131,7 @@ ALIGNMENTS: Registry[Aligner] = Registry("alignment", package="isthmus.align")
 
 def align(
     graph: SymmetryGraph,
-    models: Sequence[Mapping[str, Tensor]],
+    models: Sequence[Mapping[str, Tensor] | nn.Module],
     by: str | Mapping[str, object] = "activation-matching",
     *,
     data: Iterable[object] | None = None,
@@ -140,7 +142,7 @@ def align(
 
     Args:
         graph: the symmetries of the models' architecture.
-        models: their state dicts.
+        models: modules or their state dicts.
         by: a method's name, or `{"method": name, option: value, ...}`.
         data: calibration data, for methods that need it.
         reference: index of the model that stays.
@@ -169,7 +171,8 @@ def align(
             hint=f"it takes {', '.join(known) or 'none'}",
         )
     given = {"data": data} if "data" in method.needs else {}
-    return method.function(graph, models, reference=reference, **given, **options)
+    states = [m.state_dict() if isinstance(m, nn.Module) else m for m in models]
+    return method.function(graph, states, reference=reference, **given, **options)
 
 
 def permutations(graph: SymmetryGraph, orders: Mapping[str, Tensor]) -> Transport:

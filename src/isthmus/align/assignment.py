@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space
-from isthmus.symmetry.axes import spaces as spaces_of
+from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, spaces_of
 
 
 def best_order(similarity: Float[Tensor, "*within units units"]) -> Int[Tensor, "*within units"]:

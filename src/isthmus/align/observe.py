@@ -8,8 +8,7 @@ import torch
 from torch import fx
 
 from isthmus.errors import InputError
-from isthmus.symmetry import SymmetryGraph
-from isthmus.symmetry.axes import spaces as spaces_of
+from isthmus.symmetry import SymmetryGraph, spaces_of
 
 aten = torch.ops.aten
 
@@ -71,7 +70,7 @@ def observations(
     for node in program.graph.nodes:
         if node.name not in program.dynamic or node.op != "call_function":
             continue
-        if program.linear_weight(node) is not None:
+        if program.applies_weight(node):
             _add(graph, written, node)
             source = next((a for a in node.all_input_nodes if a.name in program.dynamic), None)
             if source is not None:

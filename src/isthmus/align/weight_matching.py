@@ -11,8 +11,7 @@ from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders
 from isthmus.align.assignment import Evidence, agreement, inside, opened
 from isthmus.errors import InputError
 from isthmus.progress import track
-from isthmus.symmetry import Axis, Leaf, Space, SymmetryGraph, reorder
-from isthmus.symmetry.axes import spaces as spaces_of
+from isthmus.symmetry import Axis, Leaf, Space, SymmetryGraph, reorder, spaces_of
 
 
 @ALIGNMENTS.register(
@@ -61,7 +60,7 @@ def weight_matching(
             continue
         runs = [
             Matching(graph, models[reference], weights, seed + restart).run(max_sweeps)
-            for restart in track(range(restarts), f"weight matching, model {index}")
+            for restart in range(restarts)
         ]
         best = max(runs, key=lambda run: run.objective)
         if not best.converged:
@@ -103,12 +102,14 @@ class Matching:
         self.sweeps = 0
         self.converged = False
 
-    def run(self, max_sweeps: int) -> Matching:
+    def run(self, max_sweeps: int, label: str = "weight matching") -> Matching:
+        """Sweep until nothing changes."""
         names = list(self.known)
         while not self.converged and self.sweeps < max_sweeps:
             self.sweeps += 1
             order = torch.randperm(len(names), generator=self.generator).tolist()
-            changed = [self._step(self.known[names[i]]) for i in order]
+            shown = track(order, f"{label}, sweep {self.sweeps}", unit="spaces")
+            changed = [self._step(self.known[names[i]]) for i in shown]
             self.converged = not any(changed)
         self.objective = self._value(self.ours)
         return self

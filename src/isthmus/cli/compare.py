@@ -37,7 +37,7 @@ def compare(
         typer.Option(help="Where kept-apart branches meet: junction or paper; repeat for both."),
     ] = None,
     calibration: Annotated[
-        int | None, typer.Option(help="Calibration images from the training data; all where not given.")
+        int, typer.Option(help="At most this many calibration images, from the training data; 0 for all.")
     ] = 5000,
     validation: Annotated[
         int | None, typer.Option(help="Images kept from the training data; a tenth where not given.")
@@ -53,13 +53,15 @@ def compare(
     from isthmus.comparing import compare as compare_models
 
     progress.enable()
+    if out is not None:
+        output.ready(out)
     paths, arguments = inputs.separate(checkpoints)
     model = inputs.build(arch, arguments)
     states = [inputs.checkpoint(path, model) for path in paths]
     images = inputs.dataset(data, validation, seed)
     found = compare_models(
         states,
-        inputs.splits(images, calibration, None, test),
+        inputs.splits(images, calibration or None, None, test),
         model=model,
         names=[Path(path).stem for path in paths],
         align=align or ("weight-matching", "activation-matching"),

@@ -29,6 +29,7 @@ def demo(
     from isthmus.zoo import DEMO_RECIPE, demo_vgg, strangers
 
     progress.enable()
+    output.ready(out)
     images = inputs.dataset(data, None, seed)
     seeds = (seed, seed + 1)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from isthmus.comparing import Splits
-    from isthmus.program.keep import Variant
+    from isthmus.program import Variant
     from isthmus.zoo import Dataset, Loader
 
 ARCH = "The architecture, as package.module:factory (or torchvision:NAME); key=value arguments go to it."
@@ -62,7 +62,8 @@ def build(arch: str | None, arguments: dict[str, object]) -> nn.Module:
         module = importlib.import_module(
             "torchvision.models" if module_name == "torchvision" else module_name
         )
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
+        # RuntimeError: what a torchvision built for another torch says.
         raise InputError(f"--arch {arch}: {module_name} cannot be imported", [str(error)]) from error
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -85,9 +86,10 @@ def checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
         MismatchError: keys or shapes disagree; all of them are listed.
     """
     from isthmus import weights
+    from isthmus.merging import completed
 
     state = model.state_dict()
-    found = weights.load(path)
+    found = completed(weights.load(path), model)
     weights.check_same(dict(state), found, ("the architecture", path))
     weights.check_finite(found, path)
     # A checkpoint may be stored in half precision; the architecture says what it computes in.

@@ -28,7 +28,7 @@ def merge(
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
     align: Annotated[str | None, typer.Option(help="How to bring the models together first.")] = None,
     method: Annotated[str, typer.Option(help="How aligned tensors are combined.")] = "average",
-    weight: Annotated[
+    weights: Annotated[
         list[float] | None, typer.Option(help="Weight of each model, in order; repeat the option.")
     ] = None,
     repair: Annotated[str | None, typer.Option(help="How activations get their statistics back.")] = None,
@@ -42,7 +42,7 @@ def merge(
     ] = "junction",
     reference: Annotated[int, typer.Option(help="Index of the model whose order of units stays.")] = 0,
     calibration: Annotated[
-        int | None, typer.Option(help="Calibration images from the training data; all where not given.")
+        int, typer.Option(help="At most this many calibration images, from the training data; 0 for all.")
     ] = 5000,
     validation: Annotated[
         int | None, typer.Option(help="Images kept from the training data; a tenth where not given.")
@@ -61,15 +61,21 @@ def merge(
         raise InputError(
             f"--out {out}: merged weights are written as safetensors", hint=f"{out.stem}.safetensors"
         )
+    if data is not None and arch is None:
+        raise InputError("--data needs --arch", hint="data is run through the architecture")
     model = inputs.build(arch, arguments) if arch else None
     states = [inputs.checkpoint(p, model) for p in paths] if model else paths
-    splits = inputs.splits(inputs.dataset(data, validation, seed), calibration, None, None) if data else None
+    splits = (
+        inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
+        if data
+        else None
+    )
     merged = merge_models(
         states,
         model=model,
         align=align,
         method=method,
-        weights=weight,
+        weights=weights,
         repair=repair,
         data=splits.calibration if splits else None,
         preserve_first=preserve_first,
@@ -79,18 +85,21 @@ def merge(
         reference=reference,
         seed=seed,
     )
-    merged.save(out)
     scores: dict[str, float] = {}
     if splits is not None and merged.model is not None and model is not None:
         for path, state in zip(paths, states, strict=True):
             assert isinstance(state, dict)
             scores[Path(path).stem] = measure.evaluate(model, splits.test, state, split="test").accuracy
         scores["merged"] = measure.evaluate(merged.model, splits.test, split="test").accuracy
+    merged.save(out)
     if as_json:
         settings = {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in merged.settings.items()}
-        typer.echo(json.dumps({"out": str(out), "settings": settings, "test accuracy": scores}, indent=1))
+        done = {"out": str(out), "settings": settings, "test accuracy": scores, "report": str(merged)}
+        typer.echo(json.dumps(done, indent=1))
         return
     typer.echo(str(merged))
     for name, accuracy in scores.items():
         typer.echo(f"test accuracy  {100 * accuracy:6.2f}%  {name}")
     output.say(f"wrote {out}")
+    if merged.own_program:
+        output.say(f"and {out.with_suffix('.json')}: load both with isthmus.load({str(out)!r}, model=...)")

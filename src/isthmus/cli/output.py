@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,35 @@ def show(results: Results, as_json: bool) -> None:
     console.print(results.verdict, highlight=False)
 
 
+def ready(folder: Path) -> None:
+    """Make sure, before any work, that results can be written and rendered.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+        MissingExtraError: what renders the page is not installed.
+    """
+    import os
+
+    from isthmus.errors import InputError, MissingExtraError
+
+    for package in ("jinja2", "plotly"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"the report needs {package}", hint="pip install 'isthmus[report]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--out {folder}: the folder cannot be written")
+
+
 def write(comparison: Comparison, folder: Path) -> None:
-    """Write results.json, report.html and the best weights into a folder."""
+    """Write the best weights, results.json and report.html into a folder."""
     from isthmus.report import render
 
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [comparison.results.to_json(folder / "results.json")]
-    written.append(render(comparison.results, folder / "report.html"))
-    written.append(comparison.best.save(folder / "merged.safetensors"))
+    written = [comparison.best.save(folder / "merged.safetensors")]
     if comparison.bridge is not None:
         written.append(comparison.bridge.save(folder / "kept-apart.safetensors"))
+    written.append(comparison.results.to_json(folder / "results.json"))
+    written.append(render(comparison.results, folder / "report.html"))
     say("wrote " + ", ".join(str(path) for path in written))

@@ -52,16 +52,15 @@ def symmetry(
     verification = graph.verify(model, example, seed=seed) if check and not meta else None
     if as_json:
         typer.echo(json.dumps(_described(graph, verification), indent=1))
-        return
-    typer.echo(str(graph))
-    typer.echo(str(verification) if verification else "not verified")
+    else:
+        typer.echo(str(graph))
+        typer.echo(str(verification) if verification else "not verified")
     if verification is not None:
         verification.require()
 
 
 def _described(graph: object, verification: object) -> dict[str, object]:
-    from isthmus.symmetry import SymmetryGraph, Verification
-    from isthmus.symmetry.axes import to_json
+    from isthmus.symmetry import SymmetryGraph, Verification, to_json
 
     assert isinstance(graph, SymmetryGraph)
     described: dict[str, object] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -37,12 +38,13 @@ def average(
             models stored in float32 only.
 
     Returns:
-        A tensor in the dtype of the first.
+        A tensor in the widest of the models' dtypes, whatever their order.
     """
     if accumulate not in ("float64", "float32"):
         raise InputError(f"accumulate = {accumulate!r} is neither 'float64' nor 'float32'")
-    dtype = torch.promote_types(getattr(torch, accumulate), tensors[0].dtype)
+    kept = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    dtype = torch.promote_types(getattr(torch, accumulate), kept)
     total = torch.zeros_like(tensors[0], dtype=dtype)
     for weight, tensor in zip(weights, tensors, strict=True):
         total.add_(tensor.to(dtype), alpha=weight)
-    return total.to(tensors[0].dtype)
+    return total.to(kept)

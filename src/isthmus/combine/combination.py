@@ -22,7 +22,8 @@ def normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]
     """The models' weights, uniform where none are given.
 
     Raises:
-        InputError: another number of weights than models, a weight that is not finite, or a sum that is not one.
+        InputError: another number of weights than models, a weight that is not finite, or a sum that
+            is not one.
     """
     if weights is None:
         return (1.0 / count,) * count
@@ -58,7 +59,7 @@ def combine(
         method: a registered rule.
         weights: one per model, summing to one; uniform where not given.
         tied: key -> the key under which the same tensor is stored; it is combined once. Tensors
-            that share their storage in the first model are tied without being named.
+            that share their memory in every model are tied without being named.
         names: what errors call the models.
         options: of the rule.
 
@@ -81,14 +82,15 @@ def combine(
         files.check_same(models[0], other, (labels[0], labels[index]))
     for label, model in zip(labels, models, strict=True):
         files.check_finite(model, label)
-    same = {**_shared(models[0]), **(tied or {})}
+    same = {**_shared(models), **(tied or {})}
     result: dict[str, Tensor] = {}
     problems: list[str] = []
     for key, first in models[0].items():
         if same.get(key) in result:
             result[key] = result[same[key]]
         elif first.is_floating_point() or first.is_complex():
-            result[key] = rule.function([m[key] for m in models], weights=shares, **given)
+            here = first.device
+            result[key] = rule.function([m[key].to(here) for m in models], weights=shares, **given)
         elif key.endswith("num_batches_tracked") or all(torch.equal(first, m[key]) for m in models[1:]):
             result[key] = first.clone()
         else:
@@ -100,8 +102,13 @@ def combine(
     return result
 
 
-def _shared(model: Mapping[str, Tensor]) -> dict[str, str]:
-    """Keys whose tensor is another key's tensor: same memory, shape and stride."""
+def _shared(models: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+    """Keys whose tensor is another key's tensor in every model: same memory, shape and stride."""
+    found = [_shared_in(model) for model in models]
+    return {key: other for key, other in found[0].items() if all(f.get(key) == other for f in found)}
+
+
+def _shared_in(model: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     found: dict[str, str] = {}
     for key, tensor in model.items():

@@ -1,6 +1,23 @@
 """Statistics of activations: any value of a program, N models, one pass over the calibration data."""
 
 from isthmus.features.collect import Features, Moments, collect
+from isthmus.features.feed import explained, feed, placed, sinks
+from isthmus.features.pooled import Centred, Pooled, Scratch, centre, working_dtype
 from isthmus.features.request import Blocks, Request
 
-__all__ = ["Blocks", "Features", "Moments", "Request", "collect"]
+__all__ = [
+    "Blocks",
+    "Centred",
+    "Features",
+    "Moments",
+    "Pooled",
+    "Request",
+    "Scratch",
+    "centre",
+    "collect",
+    "explained",
+    "feed",
+    "placed",
+    "sinks",
+    "working_dtype",
+]

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.errors import DataError, InputError
-from isthmus.features.feed import explained, feed, home, placed, sinks
+from isthmus.features.feed import explained, feed, placed, sinks
 from isthmus.features.pooled import Centred, Pooled, PooledProducts, Scratch, centre
 from isthmus.features.request import Request, settle
-from isthmus.program import Batch, Program, Tap
+from isthmus.program import Batch, Program, Tap, home
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,6 @@ def placed(
     return {program.weights[name]: weight.detach().to(target) for name, weight in own.items()}
 
 
-def home(weights: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype | None]:
-    """Device of the weights and dtype of the first floating one: where and as inputs must come."""
-    device = next((w.device for w in weights.values()), torch.device("cpu"))
-    return device, next((w.dtype for w in weights.values() if w.is_floating_point()), None)
-
-
 def feed(data: Iterable[object], label: str, limit: int | None = None) -> Iterator[Batch]:
     """Each batch of `data`, cut off after `limit` examples, with its progress shown as `label`.
 

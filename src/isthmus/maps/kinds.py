@@ -271,22 +271,22 @@ def compose(first: Map, then: Map) -> Map:
     return Dense(a2 @ a1, b1 @ b2, first.keeps_function and then.keeps_function)
 
 
-def invert(map: Map) -> Map:
+def invert(item: Map) -> Map:
     """The map back.
 
     Raises:
         InputError: the map loses information (groups of several units, other widths).
     """
-    if isinstance(map, Permutation) and map.index.ndim == 1:
-        return Permutation(map.index.argsort())
-    if isinstance(map, ScaledPermutation):
-        back = map.index.argsort()
-        return ScaledPermutation(back, 1 / map.scale[back])
-    if isinstance(map, Dense) and map.source == map.target:
-        eye = torch.eye(map.source, dtype=torch.float64)
-        if torch.allclose(map.backward.double() @ map.forward.double(), eye, atol=1e-6):
-            return Dense(map.backward, map.forward, map.keeps_function)
-    raise InputError(f"this map has no inverse: {map}")
+    if isinstance(item, Permutation) and item.index.ndim == 1:
+        return Permutation(item.index.argsort())
+    if isinstance(item, ScaledPermutation):
+        back = item.index.argsort()
+        return ScaledPermutation(back, 1 / item.scale[back])
+    if isinstance(item, Dense) and item.source == item.target:
+        eye = torch.eye(item.source, dtype=torch.float64)
+        if torch.allclose(item.backward.double() @ item.forward.double(), eye, atol=1e-6):
+            return Dense(item.backward, item.forward, item.keeps_function)
+    raise InputError(f"this map has no inverse: {item}")
 
 
 def _along(vector: Tensor, tensor: Tensor, dim: int) -> Tensor:

@@ -14,8 +14,7 @@ from torch import Tensor
 from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps.kinds import Dense, Map, Membership, Permutation, ScaledPermutation, Stack, compose, invert
-from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, SymmetryGraph, reorder
-from isthmus.symmetry.axes import spaces as spaces_of
+from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, SymmetryGraph, reorder, spaces_of
 
 _KINDS = {kind.__name__: kind for kind in (Permutation, ScaledPermutation, Dense, Membership, Stack)}
 

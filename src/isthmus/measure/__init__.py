@@ -10,7 +10,7 @@ from isthmus.measure.cost import Cost, cost
 from isthmus.measure.ensemble import ensemble
 from isthmus.measure.evaluation import Evaluation, evaluate
 from isthmus.measure.finding import Finding
-from isthmus.measure.score import Score, score
+from isthmus.measure.score import Score, reusable, score
 from isthmus.measure.vanishing import Vanishing, vanishing
 from isthmus.measure.variance import VarianceProfile, variance_ratio
 
@@ -27,6 +27,7 @@ __all__ = [
     "ensemble",
     "evaluate",
     "logits_of",
+    "reusable",
     "score",
     "vanishing",
     "variance_ratio",

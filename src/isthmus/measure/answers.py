@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from isthmus.errors import DataError, InputError, MismatchError
-from isthmus.program import Batch, Program, Runner
+from isthmus.errors import DataError, InputError, IsthmusError, MismatchError
+from isthmus.program import Batch, Program, Runner, home
 
 #: What can be measured: a module (with its own weights, or others), or a program with weights.
 Model = nn.Module | Program | Runner
@@ -28,11 +29,12 @@ def answering(model: Model, weights: Weights | None = None) -> Iterator[Callable
         weights: the weights to run it with; None for a module's own.
 
     Yields:
-        The function. It moves each batch to the device of the weights.
+        The function. It moves each batch to the device and dtype of the weights.
 
     Raises:
         InputError: a program without weights.
         MismatchError: the weights do not fit the model; every key is named.
+        DataError: when called, of inputs that the model cannot be run on.
     """
     if isinstance(model, nn.Module):
         with _evaluating(model), torch.no_grad():
@@ -41,26 +43,33 @@ def answering(model: Model, weights: Weights | None = None) -> Iterator[Callable
     if weights is None:
         raise InputError("a program has no weights of its own", hint="pass weights=, a state dict")
     run = model.compile() if isinstance(model, Program) else model
-    given, device = weights, _device(weights)
+    given, place = weights, home(weights)
+
+    def ask(batch: Batch) -> object:
+        with _explained(batch):
+            return run(given, batch.to(*place))
+
     with torch.no_grad():
-        yield lambda batch: run(given, batch.to(device))
+        yield ask
 
 
 def _of_module(model: nn.Module, weights: Weights | None) -> Callable[[Batch], object]:
     if weights is None:
-        here = _device(model.state_dict())
+        here = home(model.state_dict())
 
         def ask(batch: Batch) -> object:
-            moved = batch.to(here)
-            return model(*moved.args, **moved.kwargs)
+            moved = batch.to(*here)
+            with _explained(batch):
+                return model(*moved.args, **moved.kwargs)
 
         return ask
     fitted = _fit(model, weights)
-    device = _device(fitted)
+    place = home(fitted)
 
     def ask_with(batch: Batch) -> object:
-        moved = batch.to(device)
-        return torch.func.functional_call(model, fitted, moved.args, moved.kwargs)
+        moved = batch.to(*place)
+        with _explained(batch):
+            return torch.func.functional_call(model, fitted, moved.args, moved.kwargs)
 
     return ask_with
 
@@ -97,8 +106,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _device(weights: Weights) -> torch.device:
-    return next((w.device for w in weights.values() if isinstance(w, torch.Tensor)), torch.device("cpu"))
+@contextmanager
+def _explained(batch: Batch) -> Iterator[None]:
+    """Say which inputs a model could not be run on."""
+    try:
+        yield
+    except (IsthmusError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        values = pytree.tree_leaves((batch.args, batch.kwargs))
+        shapes = [f"{tuple(v.shape)} {v.dtype}" for v in values if isinstance(v, torch.Tensor)]
+        raise DataError(f"the model cannot be run on the data: {lines[0]}", shapes) from error
 
 
 def logits_of(output: object) -> Tensor:

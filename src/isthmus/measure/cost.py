@@ -10,8 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.measure.finding import Finding
-from isthmus.program import Batch, Program, example_of
-from isthmus.program.batches import Inputs
+from isthmus.program import Batch, Inputs, Program, example_of
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def shared_layers(program: Program, merged: Program) -> Layers:
     linear = [
         node.name
         for node in program.graph.nodes
-        if node.users and node.name in program.dynamic and program.linear_weight(node) is not None
+        if node.users and node.name in program.dynamic and program.applies_weight(node)
     ]
     found = [name for name in linear if name in merged.nodes and batch_dim(program, name) is not None]
     paths = {name: program.module_of(name) for name in linear}

@@ -11,13 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.features.feed import explained, feed, home, placed, sinks
-from isthmus.features.pooled import working_dtype
+from isthmus.features import explained, feed, placed, sinks, working_dtype
 from isthmus.measure.answers import Weights
 from isthmus.measure.finding import Finding
 from isthmus.measure.layers import Layers, batch_dim, shared_layers
-from isthmus.program import Batch, Program, example_of
-from isthmus.program.batches import Inputs
+from isthmus.program import Batch, Inputs, Program, example_of, home
 
 #: The smoothed bound of the published plots. Above 1 on purpose: it inflates slightly.
 GAMMA = 1.4

@@ -1,21 +1,25 @@
 """The exported graph: export it, run it, watch it, cut it, duplicate a branch, rebuild a module."""
 
-from isthmus.program.batches import Batch, batches, example_of
+from isthmus.program.batches import Batch, Inputs, batches, example_of, home
 from isthmus.program.export import export
-from isthmus.program.keep import Cut, keep_apart
+from isthmus.program.keep import Cut, Variant, keep_apart
 from isthmus.program.module import ProgramModule
-from isthmus.program.program import Program
+from isthmus.program.program import LINEAR, Program
 from isthmus.program.run import Runner, Tap
 
 __all__ = [
+    "LINEAR",
     "Batch",
     "Cut",
+    "Inputs",
     "Program",
     "ProgramModule",
     "Runner",
     "Tap",
+    "Variant",
     "batches",
     "example_of",
     "export",
+    "home",
     "keep_apart",
 ]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from isthmus.errors import DataError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -40,11 +42,8 @@ class Batch:
                 return value
             return value.to(device, dtype if dtype and value.is_floating_point() else value.dtype)
 
-        return Batch(
-            tuple(move(v) for v in self.args),
-            {k: move(v) for k, v in self.kwargs.items()},
-            None if self.targets is None else self.targets.to(device),
-        )
+        args, kwargs = pytree.tree_map(move, (self.args, self.kwargs))
+        return Batch(args, kwargs, None if self.targets is None else self.targets.to(device))
 
 
 #: What a model takes: one tensor, a tuple of positional inputs, a mapping of keyword inputs, or a batch.
@@ -101,3 +100,9 @@ def batches(data: Iterable[object]) -> Iterator[Batch]:
             "the data is empty: it yielded no batch",
             hint="an iterator is empty after one pass; a DataLoader or a list of batches can be read again",
         )
+
+
+def home(weights: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype | None]:
+    """Device of the weights and dtype of the first floating one: where and as inputs must come."""
+    device = next((w.device for w in weights.values()), torch.device("cpu"))
+    return device, next((w.dtype for w in weights.values() if w.is_floating_point()), None)

@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from isthmus.errors import ExportError
-from isthmus.program.batches import Batch, Inputs, example_of
+from isthmus.program.batches import Batch, Inputs, example_of, home
 from isthmus.program.functional import copy_into, functionalise, restore_batch_norms, restride
 from isthmus.program.program import Program
 
@@ -65,7 +65,7 @@ def export(model: nn.Module, example: Inputs) -> Program:
     Raises:
         ExportError: `torch.export` could not; the message says where and what to change.
     """
-    batch = _at_least_two(example_of(example))
+    batch = _at_least_two(example_of(example)).to(*home(model.state_dict()))
     try:
         bound = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs).arguments
     except TypeError as error:
@@ -84,11 +84,22 @@ def export(model: nn.Module, example: Inputs) -> Program:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
             f"{type(model).__name__} cannot be exported to a graph",
-            [f"{type(error).__name__}: {line}" if i == 0 else line for i, line in enumerate(reason[:6])],
-            hint="make its forward free of branches on tensor values, of printing and of caches "
-            "(for transformers: model.config.use_cache = False), and check that the example fits it",
+            [
+                *(f"{type(error).__name__}: {line}" if i == 0 else line for i, line in enumerate(reason[:6])),
+                f"the example is {', '.join(_described(batch))}",
+            ],
+            hint="check that the example (or the data's first batch) fits it; make its forward free of branches on "
+            "tensor values, of printing and of caches (for transformers: model.config.use_cache = False)",
         ) from error
     return _program(model, exported)
+
+
+def _described(batch: Batch) -> Iterator[str]:
+    for value in pytree.tree_leaves((batch.args, batch.kwargs)):
+        if isinstance(value, Tensor):
+            yield f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        else:
+            yield repr(value)
 
 
 def _program(

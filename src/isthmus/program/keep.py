@@ -121,6 +121,7 @@ class _Brancher:
         self.program, self.apart, self.shares, self.variant = program, apart, weights, variant
         self.graph = fx.Graph()
         self.keys: dict[str, str] = {}
+        self.sources: dict[str, tuple[int | None, str]] = {}
         self.made: dict[tuple[str, int | None], fx.Node] = {}
         self.junctions: list[str] = []
 
@@ -131,6 +132,11 @@ class _Brancher:
         if node.name not in self.program.learned:
             # Sizes, positions, masks and inputs are the same for all models.
             return self.made[(node.name, None)]
+        if node.name not in self.program.dynamic:
+            # Computed from weights alone: it is whose weights it is computed from.
+            if (node.name, branch) not in self.made:
+                self.made[(node.name, branch)] = self.copy(node, branch)
+            return self.made[(node.name, branch)]
         at = (node.name, branch if node.name in self.apart else None)
         if at not in self.made:
             # Only a merged reader of an apart value comes here: everything else was made in order.
@@ -149,6 +155,7 @@ class _Brancher:
             copy.meta = dict(node.meta)
             self.made[at] = copy
             self.keys[copy.name] = key if branch is None else branch_key(branch, key)
+            self.sources[self.keys[copy.name]] = (branch, key)
         return self.made[at]
 
     def meet(self, node: fx.Node) -> fx.Node:
@@ -159,7 +166,7 @@ class _Brancher:
             if isinstance(fake, (tuple, list)):
                 return self.copy(node, None)
             return self.made[(node.name, 0)]
-        linear = self.program.linear_weight(node) is not None
+        linear = self.program.applies_weight(node)
         if self.variant == "paper" and not linear and any(a.name in self.apart for a in node.all_input_nodes):
             return self.copy(node, None)
         if not fake.is_floating_point():
@@ -219,34 +226,32 @@ def keep_apart(program: Program, cut: Cut, weights: Sequence[float]) -> tuple[Pr
             copy = brancher.graph.placeholder(node.name)
             copy.meta = dict(node.meta)
             brancher.made[(node.name, None)] = copy
-        else:
+        elif node.name in program.dynamic or node.name not in program.learned:
             brancher.made[(node.name, None)] = brancher.copy(node, None)
     outputs = tuple(
         None if name is None else brancher.value(program.nodes[name], None).name for name in program.outputs
     )
     graph = brancher.graph
-    graph.output([graph_node for graph_node in graph.nodes if graph_node.name in outputs])
-    buffers = frozenset(
-        key for key in brancher.keys.values() if _original(key, len(weights)) in program.buffers
-    )
-    shapes = {key: program.shapes[_original(key, len(weights))] for key in brancher.keys.values()}
-    kept = replace(
-        program, graph=graph, weights=brancher.keys, buffers=buffers, outputs=outputs, tied={}, shapes=shapes
-    )
+    graph.output([node for node in graph.nodes if node.name in outputs])
     graph.eliminate_dead_code()
+    for node in [node for node in graph.nodes if node.name in brancher.keys and not node.users]:
+        graph.erase_node(node)
     live = {node.name for node in graph.nodes}
-    used = {name: key for name, key in brancher.keys.items() if name in live and kept.nodes[name].users}
-    for name in set(brancher.keys) - set(used):
-        graph.erase_node(kept.nodes[name])
+    used = {name: key for name, key in brancher.keys.items() if name in live}
+    if len(set(used.values())) < len(used):
+        clashing = sorted(key for key in set(used.values()) if list(used.values()).count(key) > 1)
+        raise InputError(
+            "a branch's keys would be those of other weights", clashing, hint="rename the model's modules"
+        )
+    sources = {key: brancher.sources[key] for key in used.values()}
     kept = replace(
-        kept, weights=used, shapes={k: shapes[k] for k in used.values()}, buffers=buffers & set(used.values())
+        program,
+        graph=graph,
+        weights=used,
+        buffers=frozenset(key for key, (_, original) in sources.items() if original in program.buffers),
+        outputs=outputs,
+        tied={},
+        shapes={key: program.shapes[original] for key, (_, original) in sources.items()},
+        sources=sources,
     )
-    return kept, tuple(name for name in brancher.junctions)
-
-
-def _original(key: str, count: int) -> str:
-    for index in range(count):
-        prefix = branch_key(index, "")
-        if key.startswith(prefix):
-            return key.removeprefix(prefix)
-    return key
+    return kept, tuple(brancher.junctions)

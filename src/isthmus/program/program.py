@@ -57,6 +57,8 @@ class Program:
         in_spec, out_spec: how (args, kwargs) and the result nest.
         tied: key -> the key under which the same tensor enters the graph.
         shapes: key -> shape of every weight of the state dict, buffers included.
+        sources: where models were kept apart, key -> (index of the model whose weight it is, or None for
+            a merged one; the key it had there).
     """
 
     graph: fx.Graph
@@ -69,6 +71,7 @@ class Program:
     out_spec: pytree.TreeSpec
     tied: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sources: dict[str, tuple[int | None, str]] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -130,6 +133,13 @@ class Program:
                 return source.name
         return None
 
+    def applies_weight(self, node: fx.Node) -> bool:
+        """Whether a node is a linear or conv operation with a matrix that is computed from weights alone."""
+        return node.target in LINEAR and any(
+            a.name in self.learned and a.name not in self.dynamic and len(self.size(a.name)) > 1
+            for a in node.all_input_nodes
+        )
+
     @cached_property
     def depth(self) -> dict[str, int]:
         """Depth of each value: linear and conv operations on the longest path from an input."""
@@ -137,7 +147,7 @@ class Program:
         for node in self.graph.nodes:
             before = max((depths[a.name] for a in node.all_input_nodes), default=0)
             # Depth is counted along activations: what is computed from weights alone adds none.
-            counts = node.name in self.dynamic and self.linear_weight(node) is not None
+            counts = node.name in self.dynamic and self.applies_weight(node)
             depths[node.name] = before + counts
         return depths
 
@@ -149,7 +159,9 @@ class Program:
     def module_of(self, name: str) -> str:
         """Dotted name of the user's module in whose forward a value was computed."""
         stack = self.nodes[name].meta.get("nn_module_stack") or {}
-        return list(stack.values())[-1][0] if stack else ""
+        path = list(stack.values())[-1][0] if stack else ""
+        # What export adds itself (sizes) has a stack with a note of its own in the place of a name.
+        return "" if path.startswith("_empty_nn_module_stack") else path
 
     @cached_property
     def origin(self) -> dict[str, str]:
@@ -157,7 +169,9 @@ class Program:
         places: dict[str, str] = {}
         for node in self.graph.nodes:
             target = node.target
-            op = str(target).removeprefix("aten.").split(".")[0] if node.op == "call_function" else node.op
+            # Without the overload: "linear" of ATen, "mylib.my_norm" of another library.
+            *parts, last = str(target).removeprefix("aten.").split(".")
+            op = (".".join(parts) or last) if node.op == "call_function" else node.op
             places[node.name] = f"{self.module_of(node.name)}:{op}" if self.module_of(node.name) else op
         return places
 

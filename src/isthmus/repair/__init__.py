@@ -1,5 +1,6 @@
 """Repair what combining broke: statistics of activations brought back, folded into the weights."""
 
+from isthmus.repair.explicit import Explicit, with_parameters
 from isthmus.repair.goals import Goal, goals, goals_of, moments
 from isthmus.repair.repair import repair
 from isthmus.repair.rescale import rescale
@@ -12,6 +13,7 @@ from isthmus.repair.writers import Fusable, fusable
 __all__ = [
     "REPAIRS",
     "Change",
+    "Explicit",
     "Fusable",
     "Goal",
     "Repaired",
@@ -23,4 +25,5 @@ __all__ = [
     "repairable",
     "rescale",
     "reset",
+    "with_parameters",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, MismatchError
-from isthmus.features.feed import placed
+from isthmus.features import placed
 from isthmus.program import Program
 from isthmus.repair.explicit import Explicit, explicit_keys, with_parameters
 from isthmus.repair.goals import Goal

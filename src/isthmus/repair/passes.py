@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import DataError, InputError
-from isthmus.features.feed import explained, feed, home, sinks
-from isthmus.features.pooled import Scratch, centre
-from isthmus.program import Batch, Program
+from isthmus.features import Scratch, centre, explained, feed, sinks
+from isthmus.program import Batch, Program, home
 from isthmus.repair.result import Change, Mode
 from isthmus.repair.sites import Site
 

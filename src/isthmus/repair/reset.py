@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.features.feed import placed
+from isthmus.features import placed
 from isthmus.program import Program
 from isthmus.repair.affine import in_order, written
 from isthmus.repair.passes import run

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 
 from isthmus.errors import DataError
-from isthmus.features.pooled import Centred, Pooled
+from isthmus.features import Centred, Pooled
 from isthmus.program import Program
 from isthmus.repair.goals import Goal
 from isthmus.repair.result import Change

@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from isthmus.program import Program
-from isthmus.program.program import LINEAR
+from isthmus.program import LINEAR, Program
 
 aten = torch.ops.aten
 

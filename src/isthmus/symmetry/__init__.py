@@ -1,7 +1,7 @@
 """The symmetry of a model, read off its program and verified."""
 
-from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf
-from isthmus.symmetry.gather import Orders, reorder
+from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf, leaves, spaces_of, to_json
+from isthmus.symmetry.gather import Orders, positions, reorder
 from isthmus.symmetry.graph import Fixed, Member, Space, SymmetryGraph
 from isthmus.symmetry.rules import rule
 from isthmus.symmetry.trace import trace
@@ -20,8 +20,12 @@ __all__ = [
     "SymmetryGraph",
     "Verification",
     "culprit",
+    "leaves",
+    "positions",
     "reorder",
     "rule",
+    "spaces_of",
+    "to_json",
     "trace",
     "verified",
 ]

@@ -64,7 +64,7 @@ def leaves(axis: Axis) -> Iterator[Leaf]:
             yield from leaves(part)
 
 
-def spaces(axis: Axis) -> set[str]:
+def spaces_of(axis: Axis) -> set[str]:
     """The names of the spaces on an axis."""
     return {leaf.space for leaf in leaves(axis) if leaf.space is not None}
 

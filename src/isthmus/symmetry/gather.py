@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf, leaves, spaces
+from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf, leaves, spaces_of
 from isthmus.symmetry.graph import Space
 
 #: Space name -> order of its units.
@@ -48,15 +48,15 @@ def reorder(
 
 def _outer_first(axes: Sequence[Axis], orders: Orders, known: Mapping[str, Space]) -> list[int]:
     """Axes that move, those first along which others differ."""
-    moving = [i for i, axis in enumerate(axes) if spaces(axis) & orders.keys()]
+    moving = [i for i, axis in enumerate(axes) if spaces_of(axis) & orders.keys()]
 
     def depends_on(i: int) -> int:
-        here = spaces(axes[i])
+        here = spaces_of(axes[i])
         return sum(
             1
             for name in here & orders.keys()
             for outer in known[name].within
-            if outer not in here and any(outer in spaces(axes[j]) for j in moving if j != i)
+            if outer not in here and any(outer in spaces_of(axes[j]) for j in moving if j != i)
         )
 
     return sorted(moving, key=depends_on)
@@ -79,7 +79,7 @@ def positions(axes: Sequence[Axis], axis: int, orders: Orders, known: Mapping[st
     needed = {outer for leaf in leaves(axes[axis]) if leaf.space for outer in known[leaf.space].within}
     elsewhere: dict[str, Tensor] = {}
     for dim, other in enumerate(axes):
-        if dim != axis and needed & spaces(other):
+        if dim != axis and needed & spaces_of(other):
             elsewhere.update(_digits(other, along(dim, other.size)))
     return _old(axes[axis], along(axis, axes[axis].size), elsewhere, axis, orders, known)
 

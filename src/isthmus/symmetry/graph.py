@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from isthmus.errors import InputError
 from isthmus.program import Program
-from isthmus.symmetry.axes import Axis, spaces, without
+from isthmus.symmetry.axes import Axis, spaces_of, without
 
 if TYPE_CHECKING:
-    from isthmus.program.batches import Inputs
+    from isthmus.program import Inputs
     from isthmus.symmetry.verify import Verification
 
 
@@ -90,12 +90,22 @@ class SymmetryGraph:
     unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
+    def unread(self) -> tuple[str, ...]:
+        """Parameters that the program does not read (heads of training alone): they are never moved."""
+        program = self.program
+        return tuple(
+            key
+            for key in program.shapes
+            if key not in self.layout and key not in program.buffers and key not in program.tied
+        )
+
+    @cached_property
     def coverage(self) -> float:
-        """Share of the parameters that have an axis on which something moves."""
+        """Share of the parameters, among those that the program reads, with an axis on which something moves."""
         counts = {
             key: _count(self.program.shapes[key]) for key in self.layout if key not in self.program.buffers
         }
-        moved = sum(n for key, n in counts.items() if any(spaces(axis) for axis in self.layout[key]))
+        moved = sum(n for key, n in counts.items() if any(spaces_of(axis) for axis in self.layout[key]))
         return moved / max(sum(counts.values()), 1)
 
     def verify(
@@ -168,6 +178,8 @@ class SymmetryGraph:
                 for space in self.spaces.values()
             ),
         ]
+        if self.unread:
+            lines.append(f"not read by the program, and never moved: {', '.join(self.unread)}")
         if self.unknown:
             lines.append("operations without a rule (what they touch is fixed):")
             lines += [f"  {name} at {', '.join(places[:3])}" for name, places in self.unknown.items()]

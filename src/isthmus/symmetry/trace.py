@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from isthmus.program import Program, export
-from isthmus.program.batches import Inputs
+from isthmus.program import Inputs, Program, export
 from isthmus.symmetry import algebra
 from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf
 from isthmus.symmetry.graph import Fixed, Member, Space, SymmetryGraph

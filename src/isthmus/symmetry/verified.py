@@ -9,8 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from isthmus.program import Program
-from isthmus.program.batches import Inputs
+from isthmus.program import Inputs, Program
 from isthmus.symmetry import verify as checks
 from isthmus.symmetry.gather import reorder
 from isthmus.symmetry.graph import SymmetryGraph

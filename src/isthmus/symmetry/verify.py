@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from isthmus.errors import InputError, VerificationError
-from isthmus.program import Batch, Program, example_of
-from isthmus.program.batches import Inputs
+from isthmus.errors import VerificationError
+from isthmus.program import Batch, Inputs, Program, example_of
 from isthmus.symmetry.gather import reorder
 from isthmus.symmetry.graph import SymmetryGraph
 from isthmus.symmetry.redraw import double, redraw
@@ -65,7 +64,7 @@ class Verification:
                 if not math.isnan(self.error)
                 else "the symmetries were not verified",
                 [f"{name}: relative error {error:.1e}" for name, error in self.failed.items()] or [self.note],
-                hint="please report the architecture; freeze these spaces to go on",
+                hint="graph, found = isthmus.verified(model, example) freezes what fails; merge(..., graph=graph)",
             )
         return self
 
@@ -133,17 +132,27 @@ def verify(
     own = None
     if weights:
         real = _cast(graph.program, weights)
-        own = run.distance(moved(graph, real, element), run(real))
-        error = max(error, own) if math.isfinite(own) else error
-        count += 1
+        before = run(real)
+        if any(bool(torch.isfinite(t).any()) for t in before):
+            own = run.distance(moved(graph, real, element), before)
+            error = max(error, own)
+            count += 1
     return Verification(
         error,
         elements=count,
         failed=failed,
         unobservable=_unobservable(graph, redrawn, element, run, reference),
         own_weights=own,
-        note="float64, redrawn weights" + (", own weights" if own is not None else ""),
+        note=f"float64, {_checked(names, each, own, bool(weights))}",
     )
+
+
+def _checked(names: list[str], each: bool, own: float | None, given: bool) -> str:
+    """What was checked, in words."""
+    alone = f"{len(names)} spaces together" + (" and each alone" if each else "")
+    if own is not None:
+        return f"redrawn weights ({alone}) and own weights"
+    return f"redrawn weights ({alone})" + ("; on its own weights no output is finite" if given else "")
 
 
 def draw(graph: SymmetryGraph, generator: torch.Generator) -> dict[str, Tensor]:
@@ -204,6 +213,7 @@ class _Outputs:
 
 
 def batch_for(program: Program, example: Inputs | None, seed: int) -> Batch:
+    """The example in float64, or random inputs of the traced shapes."""
     if example is not None:
         batch = example_of(example)
         return batch.to(torch.device("cpu"), torch.float64)

@@ -7,7 +7,7 @@ from torch import fx, ops
 from isthmus.symmetry.reading import Reading
 from isthmus.symmetry.rules import Axes, given, rule
 from isthmus.symmetry.rules.pointwise import broadcast
-from isthmus.symmetry.terms import Product
+from isthmus.symmetry.terms import Product, size
 
 aten = ops.aten
 
@@ -112,7 +112,7 @@ def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:
     x, weight, *rest = node.args
     axes, kernel = trace.axes(x), trace.axes(weight)
     channel = len(axes) - (len(kernel) - 2) - 1
-    trace.freeze([*axes[channel + 1 :], *kernel[2:]])
+    spatial = _spatial(trace, node, axes[channel + 1 :], kernel[2:])
     trace.reads(weight, 1 - out_axis)
     if groups == 1:
         trace.unify(axes[channel], kernel[1 - out_axis])
@@ -127,5 +127,24 @@ def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:
     bias = rest[0] if rest else node.kwargs.get("bias")
     if bias is not None:
         trace.unify(trace.axes(bias)[0], out)
-    spatial = [trace.fixed(n) for n in trace.shape(node)[channel + 1 :]]
     return [*axes[:channel], out, *spatial]
+
+
+def _spatial(trace: Reading, node: fx.Node, places: Axes, kernel: Axes) -> Axes:
+    """Places have names, but along dimensions where each is mapped by itself: one tap, no stride, no padding."""
+    count, shape = len(places), trace.shape(node)[-len(places) :]
+
+    def option(name: str) -> list[object]:
+        value = given(node, name)
+        listed = list(value) if isinstance(value, (list, tuple)) else [value]
+        return listed * count if len(listed) == 1 else listed
+
+    result: Axes = []
+    options = zip(*map(option, ("stride", "padding")), strict=True)
+    for place, taps, want, (stride, padding) in zip(places, kernel, shape, options, strict=True):
+        alone = size(taps) == 1 and stride == 1 and padding in (0, "valid") and size(place) == want
+        if not alone:
+            trace.freeze([place])
+        trace.freeze([taps])
+        result.append(place if alone else trace.fixed(want))
+    return result

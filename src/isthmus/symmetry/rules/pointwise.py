@@ -6,7 +6,7 @@ from torch import Tensor, fx, ops
 
 from isthmus.symmetry import rules
 from isthmus.symmetry.reading import Reading
-from isthmus.symmetry.rules import Axes, rule
+from isthmus.symmetry.rules import Axes, every, rule
 from isthmus.symmetry.terms import size
 
 aten = ops.aten
@@ -40,6 +40,9 @@ PASSING = (
 #: Elementwise operations that neither bend nor gate: they leave no mark.
 _AFFINE = {"add", "sub", "mul", "div", "neg", "clone", "_to_copy", "to", "rsub"}
 
+#: Other names of the same operations.
+_ALIASES = {"multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "negative": "neg"}
+
 
 def broadcast(trace: Reading, *operands: Axes) -> Axes:
     """Unify dimensions aligned from the right; a dimension of size one asks nothing."""
@@ -65,6 +68,7 @@ def pointwise(trace: Reading, node: fx.Node) -> Axes:
     tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
     axes = broadcast(trace, *(trace.axes(n) for n in tensors))
     name = str(node.target).removeprefix("aten.").split(".")[0].rstrip("_")
+    name = _ALIASES.get(name, name)
     if name not in _AFFINE:
         trace.mark(axes, name)
     elif name in ("mul", "div") and len([n for n in tensors if n.name in trace.program.dynamic]) > 1:
@@ -108,6 +112,15 @@ rules.TABLE["pointwise"] = pointwise
     aten.__and__.Tensor,
     aten.__or__.Tensor,
     aten.__xor__.Tensor,
+    aten.where.Scalar,
+    aten.rsub.Tensor,
+    aten.complex.default,
+    aten.polar.default,
+    aten.conj.default,
+    aten._conj.default,
+    *every("multiply", "subtract", "divide", "true_divide", "negative", "absolute", "arctan", "arctan2"),
+    *every("arcsin", "arccos", "fix", "not_equal", "less", "less_equal", "greater", "greater_equal"),
+    *every("isclose", "special_expit", "special_erf", "special_logit", "ldexp"),
 )
 def activation(trace: Reading, node: fx.Node) -> Axes:
     """Elementwise operations that do not carry the pointwise tag in every release."""
