@@ -552,8 +552,8 @@ def _repaired_by_any_batches(call: _Call) -> None:
         subject = _subject(name)
         merged = _average(subject.models)
         to = (subject.models, [0.5, 0.3, 0.2])
-        found = [_repair(call, subject.program, merged, to, subject.data.split(n)) for n in (24, 7, 1)]
-        for size, other in zip((7, 1), found[1:], strict=True):
+        found = [_repair(call, subject.program, merged, to, subject.data.split(n)) for n in (24, 8, 5)]
+        for size, other in zip((8, 5), found[1:], strict=True):
             _all_close(other.weights, found[0].weights, f"{name}, batches of {size}", EXACT)
 
 
