@@ -24,8 +24,14 @@ actions = st.lists(
 )
 
 
-def spell(term: Term, position: int) -> list[tuple[object, int]]:
-    """What a canonical term says of one index: the index into each of its atoms, outermost first."""
+def spell(term: Term, position: int, world: int = 0) -> list[tuple[Atom, int]]:
+    """What a canonical term says of one index: the index into each of its atoms, outermost first.
+
+    Args:
+        term: canonical.
+        position: the index.
+        world: picks the index along what a case differs along, where that does not enclose it.
+    """
     if size(term) == 1:
         return []
     if isinstance(term, Atom):
@@ -33,24 +39,26 @@ def spell(term: Term, position: int) -> list[tuple[object, int]]:
     if isinstance(term, Sum):
         for part in term.parts:
             if position < size(part):
-                return spell(part, position)
+                return spell(part, position, world)
             position -= size(part)
     if isinstance(term, Case):
-        return [(term.key, length) for length, _ in term.branches] + [
-            pair for _, branch in term.branches for pair in spell(branch, position)
-        ]
+        along = world % sum(length for length, _ in term.branches)
+        for length, branch in term.branches:
+            if along < length:
+                return spell(branch, position, world)
+            along -= length
     assert isinstance(term, Product)
-    found: list[tuple[object, int]] = []
+    found: list[tuple[Atom, int]] = []
     inner = size(term)
     for item in term.factors:
         inner //= size(item)
-        found += spell(item, position // inner % size(item))
+        found += spell(item, position // inner % size(item), world)
     return found
 
 
-def spelled(term: Term) -> list[list[tuple[object, int]]]:
+def spelled(term: Term) -> list[list[tuple[Atom, int]]]:
     flat = canon(term)
-    return [spell(flat, position) for position in range(size(flat))]
+    return [spell(flat, position, world) for world in range(0, TOTAL, 5) for position in range(size(flat))]
 
 
 class Pool:
@@ -204,12 +212,13 @@ def test_an_index_set_cannot_depend_on_itself():
     assert isinstance(atom, Atom) and atom is canon(width) and within(atom) == frozenset()
 
 
-def test_an_index_set_that_meets_a_part_of_itself_is_fixed():
+@pytest.mark.parametrize(("by", "free"), [(4, 4), (6, 6), (1, 1), (5, 1), (8, 4)])
+def test_a_dimension_that_meets_itself_rotated_moves_in_equal_blocks(by: int, free: int):
     whole = Atom(12)
-    first, _ = cut_at(whole, [6, 12])  # type: ignore[misc]
-    heads, _ = factor(first, 2)  # type: ignore[misc]
-    unify(Product((Atom(2), heads, Atom(3))), whole, "circle")
-    assert all(atom.frozen or atom.size == 1 for atom in atoms(canon(whole)))
+    head, tail = cut_at(whole, [by, 12])  # type: ignore[misc]
+    unify(Sum((tail, head)), whole, "roll")
+    sizes = {id(atom): atom.size for atom in atoms(canon(whole)) if atom.size > 1}
+    assert list(sizes.values()) == ([free] if free > 1 else [])
 
 
 def test_a_frozen_set_spreads_through_unification_and_says_why():
