@@ -28,6 +28,9 @@ def let_torchvision_import() -> None:
 
 let_torchvision_import()
 
+# The models of the tests are tiny: a second thread gains nothing, and costs tenfold on a busy machine.
+torch.set_num_threads(1)
+
 # The machine is shared and shapes vary: a slow example is no failure, `timeout` catches what hangs.
 settings.register_profile("isthmus", deadline=None, max_examples=50)
 settings.load_profile("isthmus")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -178,12 +179,16 @@ class SymmetryGraph:
                 for space in self.spaces.values()
             ),
         ]
+        if self.fixed:
+            # A reason is a place and its operation; for a summary the operation is enough.
+            reasons = Counter(fixed.reason.rpartition(":")[2] for fixed in self.fixed)
+            lines.append("fixed: " + ", ".join(f"{reason} ({count} axes)" for reason, count in reasons.items()))
         if self.unread:
             lines.append(f"not read by the program, and never moved: {', '.join(self.unread)}")
         if self.unknown:
             lines.append("operations without a rule (what they touch is fixed):")
             lines += [f"  {name} at {', '.join(places[:3])}" for name, places in self.unknown.items()]
-            lines.append("hint: a rule is a function of a few lines, registered by isthmus.rule; docs/guides/add-a-rule.md")
+            lines.append("hint: a rule is a few lines, registered by isthmus.rule; see docs/guides/add-a-rule.md")
         return "\n".join(lines)
 
 
