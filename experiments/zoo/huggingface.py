@@ -141,7 +141,14 @@ class Answer(nn.Module):
         return self.probe(result.last_hidden_state)
 
 
-ANSWERS = ("logits", "logits_per_image", "prediction_logits", "predicted_depth", "prediction_outputs", "action_preds")
+ANSWERS = (
+    "logits",
+    "logits_per_image",
+    "prediction_logits",
+    "predicted_depth",
+    "prediction_outputs",
+    "action_preds",
+)
 
 
 def text() -> object:
@@ -315,7 +322,14 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
         "mpt",
         CAUSAL,
         text,
-        {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
+        {
+            "vocab_size": VOCAB,
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "max_seq_len": 64,
+            "expansion_ratio": 2,
+        },
     ),
     "mamba": ("mamba", CAUSAL, text, {**TINY, "state_size": 6, "expand": 2, "conv_kernel": 4}),
     "mamba2": (
@@ -336,7 +350,12 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
     "roberta": ("roberta", MASKED, plain, TINY),
     "xlm-roberta": ("xlm-roberta", MASKED, plain, TINY),
     "camembert": ("camembert", MASKED, plain, TINY),
-    "deberta": ("deberta", MASKED, plain, {**TINY, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "deberta": (
+        "deberta",
+        MASKED,
+        plain,
+        {**TINY, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    ),
     "deberta-v2": (
         "deberta-v2",
         MASKED,
@@ -356,7 +375,14 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
         "distilbert",
         MASKED,
         plain,
-        {"vocab_size": VOCAB, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
+        {
+            "vocab_size": VOCAB,
+            "dim": 32,
+            "hidden_dim": 48,
+            "n_layers": 2,
+            "n_heads": 4,
+            "max_position_embeddings": 64,
+        },
     ),
     "mobilebert": (
         "mobilebert",
@@ -367,8 +393,18 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
     "squeezebert": ("squeezebert", MASKED, plain, {**TINY, "embedding_size": 32}),
     "mpnet": ("mpnet", MASKED, plain, TINY),
     "fnet": ("fnet", MASKED, plain, TINY),
-    "modernbert": ("modernbert", MASKED, plain, {**TINY, "local_attention": 6, "global_attn_every_n_layers": 2}),
-    "convbert": ("convbert", MASKED, plain, {**TINY, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 3}),
+    "modernbert": (
+        "modernbert",
+        MASKED,
+        plain,
+        {**TINY, "local_attention": 6, "global_attn_every_n_layers": 2},
+    ),
+    "convbert": (
+        "convbert",
+        MASKED,
+        plain,
+        {**TINY, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 3},
+    ),
     "roformer": ("roformer", MASKED, plain, {**TINY, "embedding_size": 32}),
     "xlnet": (
         "xlnet",
@@ -415,13 +451,27 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
         "swin",
         IMAGES,
         wide_pixels,
-        {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+        {
+            "image_size": 64,
+            "patch_size": 4,
+            "embed_dim": 16,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
     ),
     "swinv2": (
         "swinv2",
         IMAGES,
         wide_pixels,
-        {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+        {
+            "image_size": 64,
+            "patch_size": 4,
+            "embed_dim": 16,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
     ),
     "segformer": (
         "segformer",
@@ -447,7 +497,12 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
         },
     ),
     "convnext": ("convnext", IMAGES, wide_pixels, {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
-    "convnextv2": ("convnextv2", IMAGES, wide_pixels, {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}),
+    "convnextv2": (
+        "convnextv2",
+        IMAGES,
+        wide_pixels,
+        {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    ),
     "resnet": (
         "resnet",
         IMAGES,
@@ -494,7 +549,10 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
     "vit-mae": (
         "vit_mae",
         "AutoModelForPreTraining",
-        lambda: {"pixel_values": images(), "noise": torch.rand(2, 16, generator=torch.Generator().manual_seed(0))},
+        lambda: {
+            "pixel_values": images(),
+            "noise": torch.rand(2, 16, generator=torch.Generator().manual_seed(0)),
+        },
         {
             **VISION,
             "decoder_hidden_size": 16,
@@ -510,7 +568,12 @@ SPECS: dict[str, tuple[str, str, Callable[[], object], dict[str, object]]] = {
         both,
         {"text_config": {**TINY}, "vision_config": {**VISION, "patch_size": 4}, "projection_dim": 24},
     ),
-    "siglip": ("siglip", BASE, both, {"text_config": {**TINY, "max_position_embeddings": 10}, "vision_config": VISION}),
+    "siglip": (
+        "siglip",
+        BASE,
+        both,
+        {"text_config": {**TINY, "max_position_embeddings": 10}, "vision_config": VISION},
+    ),
     "siglip-vision": ("siglip_vision_model", BASE, pixels, VISION),
     "blip": (
         "blip",

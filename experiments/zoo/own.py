@@ -280,7 +280,11 @@ class Shuffled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 48, 3, padding=1), nn.Conv2d(12, 24, 1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 12, 3, padding=1),
+            nn.Conv2d(12, 48, 3, padding=1),
+            nn.Conv2d(12, 24, 1),
+        )
         self.d = nn.Conv2d(96, 10, 1)
         self.head = nn.Linear(10, 5)
 
@@ -316,7 +320,10 @@ class Convolutions(nn.Module):
         super().__init__()
         self.a = nn.Conv2d(3, 16, 3, padding="same", padding_mode="reflect")
         self.deep, self.wide = nn.Conv2d(16, 32, 3, groups=16), nn.Conv2d(32, 24, 1, groups=4)
-        self.up, self.grouped = nn.ConvTranspose2d(24, 16, 2, stride=2), nn.ConvTranspose2d(16, 12, 3, groups=2)
+        self.up, self.grouped = (
+            nn.ConvTranspose2d(24, 16, 2, stride=2),
+            nn.ConvTranspose2d(16, 12, 3, groups=2),
+        )
         self.line = nn.Conv1d(12, 10, 3)
         self.space = nn.Conv3d(1, 6, (3, 3, 3))
         self.head = nn.Linear(6, 5)

@@ -68,7 +68,7 @@ def examine(full: str) -> dict[str, object]:
             with torch.no_grad():
                 run = model(**example) if isinstance(example, dict) else model(*_tuple(example))
             del run
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it raises, the next input is tried
             problem = f"{type(error).__name__}: {error}"
             model = None
             continue
@@ -80,7 +80,10 @@ def examine(full: str) -> dict[str, object]:
     try:
         graph = isthmus.trace(model, example)
     except ExportError as error:
-        return row | {"note": f"not exported: {_short(' '.join(str(error).split()))}", "seconds": _since(started)}
+        return row | {
+            "note": f"not exported: {_short(' '.join(str(error).split()))}",
+            "seconds": _since(started),
+        }
     row |= {
         "exported": True,
         "moved": round(graph.coverage, 4),
@@ -141,14 +144,19 @@ def work() -> None:
     for line in sys.stdin:
         try:
             row = examine(line.strip())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a row, not the end of the run
             source, _, name = line.strip().partition(":")
             import traceback
 
             traceback.print_exc()
             where = traceback.extract_tb(error.__traceback__)[-1]
             note = f"error: {type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {_short(str(error))}"
-            row = {"architecture": name, "source": source, "exported": "not exported" not in note, "note": note}
+            row = {
+                "architecture": name,
+                "source": source,
+                "exported": "not exported" not in note,
+                "note": note,
+            }
         print(json.dumps(row), file=answers, flush=True)
 
 
@@ -234,7 +242,9 @@ def wanted(names: list[str], rows: dict[str, dict[str, str]], retry: list[str]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="source:name, tried again whatever is known")
     parser.add_argument("--source", action="append", choices=("own", "hf", "torchvision", "timm"))
     parser.add_argument("--retry", action="append", default=[], help="failed, unknown, below=0.97, all")

@@ -55,7 +55,9 @@ def _summary(rows: list[Row]) -> list[str]:
         "| source | tried | exported | verified | on meta | worst error | median moved | at least 97% moved |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    groups = {source: [r for r in rows if r["source"] == source] for source in sorted({r["source"] for r in rows})}
+    groups = {
+        source: [r for r in rows if r["source"] == source] for source in sorted({r["source"] for r in rows})
+    }
     for source, group in {**groups, "**all**": rows}.items():
         exported = [row for row in group if row["exported"] == "True"]
         verified = [row for row in exported if row["verified"] == "True"]

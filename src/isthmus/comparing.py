@@ -186,9 +186,9 @@ class _Comparison:
         for variant in variants:
             for depth in chosen:
                 for repair in [None, way] if way else [None]:
-                    label = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
-                    label += f", {variant}" if len(variants) > 1 else ""
-                    self._merge(label, graph, last, repair, preserve_first=depth, variant=variant)
+                    name = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
+                    name += f", {variant}" if len(variants) > 1 else ""
+                    self._merge(name, graph, last, repair, preserve_first=depth, variant=variant)
         curves = self._curves(program, last, label, points)
         profiles = self._profiles(program, label, way)
         bridge = self._bridge()

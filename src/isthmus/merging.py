@@ -176,7 +176,7 @@ def merge(
         DataError: the data is empty or does not fit.
 
     Examples:
-        >>> import isthmus
+        >>> import torch, isthmus
         >>> merged = isthmus.merge([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weights=[0.3, 0.7])
         >>> merged.weights["w"]
         tensor([0.7000, 0.7000])

@@ -281,9 +281,7 @@ def _close(ours: Tensor, theirs: Tensor, what: str, tolerance: float) -> None:
         raise AssertionError(f"{what} differs by {error:.1e} of its largest value, {tolerance:.0e} allowed")
 
 
-def _all_close(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], what: str, tolerance: float
-) -> None:
+def _all_close(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], what: str, tolerance: float) -> None:
     if ours.keys() != theirs.keys():
         raise AssertionError(f"{what} has other keys: {sorted(ours.keys() ^ theirs.keys())}")
     for key, tensor in ours.items():
@@ -318,9 +316,7 @@ EXACT = TOLERANCE[torch.float64]
 def _align(
     call: _Call, subject: _Subject, models: Sequence[Weights], reference: int = 0, batch: int = 24
 ) -> Alignment:
-    found = call(
-        subject.graph, models, reference=reference, data=list(subject.data.split(batch)), seed=0
-    )
+    found = call(subject.graph, models, reference=reference, data=list(subject.data.split(batch)), seed=0)
     assert isinstance(found, Alignment), f"it returns a {type(found).__name__}, no Alignment"
     return found
 
@@ -357,9 +353,7 @@ def _inverts(call: _Call) -> None:
     for name in ("mlp", "conv-bn", "attention"):
         subject = _subject(name)
         alignment = _align(call, subject, subject.models)
-        for index, (transport, model) in enumerate(
-            zip(alignment.transports, subject.models, strict=True)
-        ):
+        for index, (transport, model) in enumerate(zip(alignment.transports, subject.models, strict=True)):
             back = transport.inverse().apply(transport.apply(model))
             _all_close(back, model, f"{name}, model {index} there and back", EXACT)
 
@@ -377,10 +371,8 @@ def _aligned_by_any_batches(call: _Call) -> None:
 def _aligned_by_seed(call: _Call) -> None:
     for name in ("mlp", "attention"):
         subject = _subject(name)
-        once, again = (
-            _with_generator(seed, lambda: _align(call, subject, subject.models).apply(subject.models))
-            for seed in (1, 2)
-        )
+        run = functools.partial(_align, call, subject, subject.models)
+        once, again = (_with_generator(seed, run).apply(subject.models) for seed in (1, 2))
         for index, (ours, theirs) in enumerate(zip(again, once, strict=True)):
             _all_same_bytes(ours, theirs, f"{name}, model {index} a second time")
 
@@ -428,7 +420,12 @@ def _order_free(call: _Call) -> None:
         first = _combine(call, tensors, shares)
         for order in itertools.permutations(range(3)):
             found = _combine(call, [tensors[i] for i in order], [shares[i] for i in order])
-            _close(found, first, f"{_short(dtype)}, shape {shape}, in order {order}: the result", TOLERANCE[dtype])
+            _close(
+                found,
+                first,
+                f"{_short(dtype)}, shape {shape}, in order {order}: the result",
+                TOLERANCE[dtype],
+            )
 
 
 def _combined_by_seed(call: _Call) -> None:

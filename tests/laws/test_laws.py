@@ -132,7 +132,9 @@ def test_a_global_generator_is_no_seed():
 
 def test_a_rule_that_looks_at_the_whole_tensor_does_not_stream():
     text = broken(
-        check_combination, lambda tensors, *, weights: tensors[0] / tensors[0].std(), "streaming-equals-memory"
+        check_combination,
+        lambda tensors, *, weights: tensors[0] / tensors[0].std(),
+        "streaming-equals-memory",
     )
     assert "in blocks of" in text
 

@@ -130,14 +130,24 @@ def kinds_for_the_mlp() -> dict[str, object]:
     rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]
     half = torch.full((5,), 0.5, dtype=torch.float64)
     return {
-        "scaled": ScaledPermutation(torch.tensor([4, 2, 0, 1, 3]), torch.tensor([0.5, 2, 3, 4, 0.1]).double()),
+        "scaled": ScaledPermutation(
+            torch.tensor([4, 2, 0, 1, 3]), torch.tensor([0.5, 2, 3, 4, 0.1]).double()
+        ),
         "dense": Dense(rotation, rotation.mT.contiguous(), True),
         "groups": Membership(torch.tensor([0, 1, 0, 1, 2]), half, 3),
         "stack": Stack(5, 5, 10),
     }
 
 
-@pytest.mark.parametrize("kind", ["scaled", "dense", "groups", "stack"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "scaled",
+        "dense",
+        "groups",
+        "stack",
+    ],
+)
 def test_every_kind_makes_a_w_b_and_is_saved(kind: str, tmp_path: Path):
     model, graph, _ = build("mlp")
     name = next(iter(graph.spaces))
@@ -223,7 +233,7 @@ def test_every_map_that_does_not_fit_is_listed():
     graph = build("heads")[1]
     outer = next(n for n, s in graph.spaces.items() if not s.within)
     inner = next(s for s in graph.spaces.values() if s.within)
-    free = [n for n, s in graph.spaces.items() if not s.within and n != outer][0]
+    free = next(n for n, s in graph.spaces.items() if not s.within and n != outer)
     with pytest.raises(InputError, match="the maps do not fit the model") as raised:
         Transport(
             graph,
@@ -240,6 +250,13 @@ def test_every_map_that_does_not_fit_is_listed():
         f"{inner.name}: only permutations can differ within {', '.join(inner.within)}",
         f"{free}: the map takes 77 units, the space has {graph.spaces[free].size}",
     )
+
+
+@pytest.mark.parametrize("index", [[0, 0, 1, 2, 3], [-1, 0, 1, 2, 3]])
+def test_an_index_that_repeats_units_is_no_permutation(index: list[int]):
+    graph = build("mlp")[1]
+    with pytest.raises(InputError):
+        Transport(graph, {next(iter(graph.spaces)): Permutation(torch.tensor(index))})
 
 
 def test_one_order_for_all_heads_does_not_fit():

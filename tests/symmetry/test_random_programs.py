@@ -346,6 +346,20 @@ def per_head(net: Net, x: Tensor, a: int, b: int) -> Tensor:
 
 
 @tokens
+def talking_heads(net: Net, x: Tensor, a: int, b: int) -> Tensor:
+    """Heads mixed with heads, beside a skip: in and out, they are one index set."""
+    h = heads_of(x, a)
+    opened = x.unflatten(-1, (h, -1))
+    if b % 3 == 0:
+        mixed = net.w(h, h) @ opened
+    elif b % 3 == 1:
+        mixed = net.linear(opened.transpose(-1, -2), h).transpose(-1, -2)
+    else:
+        mixed = torch.einsum("bthk,hg->btgk", opened, net.w(h, h))
+    return (opened + mixed).flatten(-2)
+
+
+@tokens
 def learned_queries(net: Net, x: Tensor, a: int, b: int) -> Tensor:
     """Tokens that are weights look at x."""
     d = x.shape[-1]

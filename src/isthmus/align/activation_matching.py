@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -185,18 +185,17 @@ def _evidence(
     for value, axis in places:
         term = graph.values[value][axis]
         held = {n: o for n, o in orders.items() if n != space.name and n not in within}
-        matrix = matrices[(value, axis)].double()
+        # The model's columns are in the reference's order of everything that is settled.
         columns = positions([term], 0, held, known).flatten()
-        carried = [n for n in within if n in spaces_of(term)]
-        wanted = [*space.within, space.name] if len(carried) != 1 else [space.name, carried[0]]
-        for block in _diagonal(matrix[:, columns], term, wanted):
-            if len(carried) == 1:
-                # (outer, inside, outer', inside') -> every pair of outer units.
+        matrix = matrices[(value, axis)].double()[:, columns]
+        for name in within:
+            # (outer, inside, outer', inside') -> every pair of outer units. Where another space is inside
+            # too, its order is not known yet and would blur what is seen of this one.
+            for block in _diagonal(matrix, term, [space.name, name], without={*within} - {name}):
                 pairs = block.permute(0, 2, 1, 3)
-                inner[carried[0]] = inner[carried[0]] + pairs if carried[0] in inner else pairs
-            else:
-                # The model's columns are in the reference's outer order already.
-                direct += _per_outer(block, len(space.within))
+                inner[name] = inner[name] + pairs if name in inner else pairs
+        for block in _diagonal(matrix, term, [*space.within, space.name], without={*within}):
+            direct += _per_outer(block, len(space.within))
     return Evidence(direct, inner)
 
 
@@ -209,15 +208,20 @@ def _per_outer(block: Tensor, count: int) -> Tensor:
     return torch.einsum(f"{rows}{columns}->{letters}xy", block)
 
 
-def _diagonal(matrix: Tensor, term: Axis, wanted: Sequence[str]) -> list[Tensor]:
-    """Blocks (*wanted, *wanted) of a similarity between positions of an axis, summed over the rest."""
+def _diagonal(
+    matrix: Tensor, term: Axis, wanted: Sequence[str], without: Collection[str] = ()
+) -> list[Tensor]:
+    """Blocks (*wanted, *wanted) of a similarity between positions of an axis, summed over the rest.
+
+    Products that carry a space of `without` give none.
+    """
     if isinstance(term, Concat):
         found: list[Tensor] = []
         start = 0
         for part in term.parts:
             if set(wanted) <= spaces_of(part):
                 piece = matrix[start : start + part.size, start : start + part.size]
-                found += _diagonal(piece, part, wanted)
+                found += _diagonal(piece, part, wanted, without)
             start += part.size
         return found
     factors = term.factors if isinstance(term, Blocks) else (term,)
@@ -234,10 +238,10 @@ def _diagonal(matrix: Tensor, term: Axis, wanted: Sequence[str]) -> list[Tensor]
             whole = Blocks((*factors[:index], part, *factors[index + 1 :]))
             start += part.size
             if set(wanted) <= spaces_of(whole):
-                found += _diagonal(piece.reshape(whole.size, whole.size), whole, wanted)
+                found += _diagonal(piece.reshape(whole.size, whole.size), whole, wanted, without)
         return found
     names = [f.space if isinstance(f, Leaf) else None for f in factors]
-    if any(names.count(w) != 1 for w in wanted):
+    if any(names.count(w) != 1 for w in wanted) or not set(without).isdisjoint(names):
         return []
     rows = "abcdefgh"[: len(factors)]
     columns = "".join(rows[i].upper() if names[i] in wanted else rows[i] for i in range(len(factors)))

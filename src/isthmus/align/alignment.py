@@ -172,6 +172,9 @@ def align(
         )
     given = {"data": data} if "data" in method.needs else {}
     states = [m.state_dict() if isinstance(m, nn.Module) else m for m in models]
+    for index, state in enumerate(states):
+        files.check_same(states[0], state, ("models[0]", f"models[{index}]"))
+        files.check_finite(state, f"models[{index}]")
     return method.function(graph, states, reference=reference, **given, **options)
 
 

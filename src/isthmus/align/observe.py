@@ -53,8 +53,8 @@ def observations(
     "pre-activation": the outputs of the linear and conv operations that write it. "post-norm": those after
     the norm behind them, where there is one. "post-activation": what the operations that read it
     see, looked at before pooling and reshaping; spaces that no such operation reads (queries and
-    keys) are seen where they are written. Of several values a residual stream shows the last, or
-    all of them "pooled".
+    keys) are seen where they are written, and so are heads and what is inside them. Of several values a
+    residual stream shows the last, or all of them "pooled".
 
     Raises:
         InputError: an unknown choice.
@@ -77,6 +77,7 @@ def observations(
                 _add(graph, read, _behind(graph, source))
         elif node.target in _NORMS:
             _add(graph, normed, node)
+    nested = {n for space in graph.spaces.values() if space.within for n in (space.name, *space.within)}
     result: dict[str, list[tuple[str, int]]] = {}
     for name in graph.spaces:
         if at == "post-activation":
@@ -85,10 +86,12 @@ def observations(
             found = normed[name] or written[name]
         else:
             found = written[name]
-        found = list(dict.fromkeys(found))
-        result[name] = found[-1:] if stream == "last" and at == "post-activation" and read[name] else found
-        if stream == "last" and at != "post-activation":
-            result[name] = found[-1:]
+        if name in nested:
+            # Heads and what is inside them: one value may show two inner spaces at once, another only one.
+            result[name] = list(dict.fromkeys([*written[name], *found]))
+        else:
+            found = list(dict.fromkeys(found))
+            result[name] = found[-1:] if stream == "last" else found
     return result
 
 

@@ -75,7 +75,8 @@ def combine(
     given = dict(options or {})
     unknown = [name for name in given if name not in known or name == "weights"]
     if unknown:
-        raise InputError(f"{method} has no option {', '.join(map(repr, unknown))}")
+        takes = ", ".join(n for n in known if n != "weights") or "none"
+        raise InputError(f"{method} has no option {', '.join(map(repr, unknown))}", hint=f"it takes {takes}")
     shares = normalised(weights, len(models))
     labels = list(names or (f"models[{i}]" for i in range(len(models))))
     for index, other in enumerate(models[1:], start=1):
@@ -88,7 +89,9 @@ def combine(
     for key, first in models[0].items():
         if same.get(key) in result:
             result[key] = result[same[key]]
-        elif first.is_floating_point() or first.is_complex():
+        elif len({_learned(m[key]) for m in models}) > 1:
+            problems.append(f"{key} (an integer in some models, a weight in others)")
+        elif _learned(first):
             here = first.device
             result[key] = rule.function([m[key].to(here) for m in models], weights=shares, **given)
         elif key.endswith("num_batches_tracked") or all(torch.equal(first, m[key]) for m in models[1:]):
@@ -97,9 +100,14 @@ def combine(
             problems.append(f"{key} ({str(first.dtype).removeprefix('torch.')})")
     if problems:
         raise MismatchError(
-            f"{len(problems)} integer tensors differ between the models and cannot be averaged", problems
+            f"{len(problems)} integer tensors differ between the models and cannot be averaged",
+            problems,
         )
     return result
+
+
+def _learned(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _shared(models: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:

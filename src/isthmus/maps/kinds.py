@@ -296,5 +296,7 @@ def _along(vector: Tensor, tensor: Tensor, dim: int) -> Tensor:
 
 
 def _contract(matrix: Tensor, tensor: Tensor, dim: int) -> Tensor:
-    moved = matrix.to(tensor.device, tensor.dtype) @ tensor.movedim(dim, 0).flatten(1)
-    return moved.unflatten(1, tensor.movedim(dim, 0).shape[1:]).movedim(0, dim)
+    front = tensor.movedim(dim, 0)
+    # Contiguous, so that a map read back from a file gives the same bits.
+    moved = matrix.to(tensor.device, tensor.dtype).contiguous() @ front.reshape(len(front), -1)
+    return moved.view(len(matrix), *front.shape[1:]).movedim(0, dim)

@@ -42,6 +42,8 @@ class Transport:
                 problems.append(f"{name}: the permutation has shape {tuple(item.index.shape)}, needs {shape}")
             elif not isinstance(item, Permutation) and space.within:
                 problems.append(f"{name}: only permutations can differ within {', '.join(space.within)}")
+            elif isinstance(item, Permutation) and not _is_permutation(item.index):
+                problems.append(f"{name}: the index does not name each unit once")
             elif item.source != space.size:
                 problems.append(f"{name}: the map takes {item.source} units, the space has {space.size}")
         if problems:
@@ -127,7 +129,8 @@ class Transport:
 
     def save(self, path: str | Path) -> None:
         """Write the maps as safetensors, each under its space's name."""
-        tensors: dict[str, Tensor] = {}
+        # A map without tensors (kept apart) is all in the metadata; a file of tensors must hold one.
+        tensors: dict[str, Tensor] = {"isthmus.maps": torch.zeros(0)}
         kinds: dict[str, dict[str, object]] = {}
         for name, item in self.maps.items():
             fields: dict[str, object] = {"kind": type(item).__name__}
@@ -164,6 +167,10 @@ class Transport:
     def __str__(self) -> str:
         width = max((len(name) for name in self.maps), default=0)
         return "\n".join(f"{name:<{width}}  {item}" for name, item in self.maps.items())
+
+
+def _is_permutation(index: Tensor) -> bool:
+    return torch.equal(index.sort(-1).values, torch.arange(index.shape[-1]).expand(index.shape).to(index))
 
 
 def _apply(tensor: Tensor, dim: int, axis: Axis, maps: Mapping[str, Map], role: str) -> Tensor:

@@ -63,6 +63,7 @@ def same(left: Term, right: Term) -> bool:
 
 def _canon_product(factors: Sequence[Term]) -> Term:
     flat: list[Term] = []
+    factors = _spliced(factors)
     for index, factor in enumerate(factors):
         rest = factors[index + 1 :]
         found = [(key, start, stop) for key, start, stop, unit in keys(factor) if unit == 1]
@@ -80,6 +81,15 @@ def _canon_product(factors: Sequence[Term]) -> Term:
             return _join_factors([*flat, canon(Sum(tuple(parts)))])
         flat.append(canon(factor))
     return _join_factors(flat)
+
+
+def _spliced(factors: Iterable[Term]) -> list[Term]:
+    """Factors of factors, so that each thing along which a later one may differ stands by itself."""
+    found: list[Term] = []
+    for factor in factors:
+        bound = find(factor).bound if isinstance(factor, Atom) else factor
+        found += _spliced(bound.factors) if isinstance(bound, Product) else [factor]
+    return found
 
 
 def _inside_parts(factor: Term, rest: Sequence[Term]) -> bool:

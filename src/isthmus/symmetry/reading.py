@@ -62,6 +62,19 @@ class Reading:
         """Make two dimensions one index set; where they cannot be aligned both freeze."""
         algebra.unify(left, right, self.place)
 
+    def unify_all(self, pairs: Iterable[tuple[Term, Term]]) -> None:
+        """Unify several pairs of dimensions of the same two tensors, in an order that loses nothing.
+
+        What has an order per head stays so only if the heads are known to be the same before it.
+        """
+
+        def depth(pair: tuple[Term, Term]) -> int:
+            found = (algebra.within(a) for term in pair for a in algebra.atoms(algebra.canon(term)))
+            return max(len(context or ()) for context in found)
+
+        for left, right in sorted(pairs, key=depth):
+            self.unify(left, right)
+
     def freeze(self, terms: Iterable[Term]) -> None:
         """Allow only the identity on these dimensions."""
         for term in terms:
@@ -100,11 +113,9 @@ class Reading:
 
     def share(self, term: Term, mixed: set[Atom]) -> None:
         """Let the atoms of a term no longer depend on those of `mixed`."""
-        flat = algebra.canon(term)
-        if isinstance(flat, Case):
-            collapse(flat, self.place)
-            flat = algebra.canon(flat)
-        for atom in algebra.atoms(flat):
+        for case in _cases(algebra.canon(term)):
+            collapse(case, self.place)
+        for atom in algebra.atoms(algebra.canon(term)):
             context = algebra.within(atom)
             if context is not None and context & mixed:
                 atom.within = context - mixed
@@ -191,7 +202,9 @@ class Reading:
                 made = function(self, node)
             except _UNFIT as error:
                 # A form of the operation that its rule did not foresee: as if there were no rule.
-                self.unknown.setdefault(f"{node.target} ({type(error).__name__}: {error})", []).append(node.name)
+                self.unknown.setdefault(f"{node.target} ({type(error).__name__}: {error})", []).append(
+                    node.name
+                )
                 return self.give_up(node)
             if made is not None:
                 return list(made)  # type: ignore[arg-type]

@@ -14,7 +14,11 @@ from isthmus.symmetry.graph import SymmetryGraph
 
 
 def redraw(
-    graph: SymmetryGraph, program: Program, weights: Mapping[str, Tensor], batch: Batch, generator: torch.Generator
+    graph: SymmetryGraph,
+    program: Program,
+    weights: Mapping[str, Tensor],
+    batch: Batch,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Weights at a scale at which each path contributes: nothing zero, nothing tiny, nothing saturated.
 
@@ -69,13 +73,13 @@ def _with_statistics(program: Program, weights: dict[str, Tensor], batch: Batch)
     result = dict(weights)
     readers: dict[str, list[fx.Node]] = {}
     for node in norms.values():
-        readers.setdefault(node.args[0].name, []).append(node)
+        readers.setdefault(node.all_input_nodes[0].name, []).append(node)
 
     def measure(name: str, value: Tensor) -> None:
         dims = [d for d in range(value.ndim) if d != 1]
         variance, mean = torch.var_mean(value, dims, correction=0)
         for node in readers[name]:
-            keys = [program.weights[a.name] for a in node.args[3:5]]
+            keys = [program.weights[a.name] for a in node.args[3:5] if isinstance(a, fx.Node)]
             # What was drawn, from 0.5 to 1.5, says how far off they are.
             result[keys[0]] = mean + (weights[keys[0]] - 1) * variance.sqrt()
             result[keys[1]] = weights[keys[1]] * (variance + 0.01 * variance.mean() + 1e-6)

@@ -92,6 +92,9 @@ def culprit(
     before: dict[str, Tensor] = {}
     wrong: set[str] = set()
 
+    def keep(name: str, value: Tensor) -> None:
+        before[name] = value
+
     def compare(name: str, value: Tensor) -> None:
         expected = before[name]
         if len(graph.values[name]) == expected.ndim:
@@ -102,7 +105,7 @@ def culprit(
             wrong.add(name)
 
     with torch.no_grad():
-        run(redrawn, batch, tap=lambda name, value: before.__setitem__(name, value))
+        run(redrawn, batch, tap=keep)
         run(checks.moved(graph, redrawn, element), batch, tap=compare)
     for name in graph.program.outputs:
         node = graph.program.nodes[name] if name in wrong else None

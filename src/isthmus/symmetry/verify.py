@@ -326,4 +326,4 @@ def _gradient(graph: SymmetryGraph, weights: Mapping[str, Tensor], run: _Outputs
         total = total + (finite * direction).sum()
     keys = [key for key, tensor in leaves.items() if tensor.requires_grad]
     grads = torch.autograd.grad(total, [leaves[key] for key in keys], allow_unused=True)
-    return {key: g for key, g in zip(keys, grads, strict=True) if g is not None}
+    return {key: g for key, g in zip(keys, grads, strict=True) if g is not None}  # pyright: ignore[reportUnnecessaryComparison]

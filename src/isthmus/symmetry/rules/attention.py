@@ -28,6 +28,9 @@ def _attended(trace: Reading, node: fx.Node, mask: object) -> Axes:
     batch = broadcast(trace, query[:-2], key[:-2], value[:-2])
     trace.unify(query[-1], key[-1])
     trace.unify(key[-2], value[-2])
+    trace.mix(query, [-1])
+    trace.mix(key, [-1])
+    trace.mix(value, [-2])
     if isinstance(mask, fx.Node):
         broadcast(trace, [*batch, query[-2], key[-2]], trace.axes(mask))
     if given(node, "is_causal"):
@@ -50,7 +53,7 @@ def kernel(trace: Reading, node: fx.Node) -> list[Axes]:
     """One of the kernels behind it: the result, then what only a backward pass reads."""
     mask = given(node, "attn_mask") or given(node, "attn_bias")
     axes = _attended(trace, node, mask)
-    rest = [
+    rest: list[Axes] = [
         [trace.fixed(int(n)) for n in value.shape] if isinstance(value, Tensor) else []
         for value in node.meta["val"][1:]
     ]

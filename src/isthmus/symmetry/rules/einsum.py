@@ -18,15 +18,19 @@ def einsum(trace: Reading, node: fx.Node) -> Axes:
     assert isinstance(tensors, (list, tuple))
     inputs, result = parse(equation, [len(trace.shape(t)) for t in tensors])
     terms: dict[str, Term] = {}
+    pairs: list[tuple[Term, Term]] = []
     for tensor, letters in zip(tensors, inputs, strict=True):
         for axis, (letter, term) in enumerate(zip(letters, trace.axes(tensor), strict=True)):
             known = terms.get(letter)
             if known is None or size(known) == 1:
                 terms[letter] = term
             elif size(term) != 1 and known is not term:
-                trace.unify(known, term)
+                pairs.append((known, term))
             if letter not in result:
                 trace.reads(tensor, axis)
+    trace.unify_all(pairs)
+    for tensor, letters in zip(tensors, inputs, strict=True):
+        trace.mix(trace.axes(tensor), [i for i, letter in enumerate(letters) if letter not in result])
     return [terms[letter] for letter in result]
 
 

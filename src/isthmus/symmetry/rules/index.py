@@ -77,4 +77,6 @@ def ordered(trace: Reading, node: fx.Node) -> Axes:
         if isinstance(argument.meta.get("val"), Tensor):
             trace.freeze(trace.axes(argument))
     shape = trace.shape(node)
-    return [t if shape[i] == trace.shape(node.args[0])[i] else trace.fixed(shape[i]) for i, t in enumerate(axes)]
+    return [
+        t if shape[i] == trace.shape(node.args[0])[i] else trace.fixed(shape[i]) for i, t in enumerate(axes)
+    ]

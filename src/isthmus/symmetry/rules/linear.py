@@ -18,6 +18,7 @@ def linear(trace: Reading, node: fx.Node) -> Axes:
     x, weight, *rest = node.args
     axes, (out, inner) = trace.axes(x), trace.axes(weight)
     trace.unify(axes[-1], inner)
+    trace.mix(axes, [-1])
     trace.reads(weight, 1)
     if rest and rest[0] is not None:
         trace.unify(trace.axes(rest[0])[0], out)
@@ -30,11 +31,13 @@ def matmul(trace: Reading, node: fx.Node) -> Axes:
     x, y = node.args
     left, right = trace.axes(x), trace.axes(y)
     inner = len(right) - 2 if len(right) > 1 else 0
+    batch = broadcast(trace, left[:-2], right[:-2])
     trace.unify(left[-1], right[inner])
+    trace.mix(left, [-1])
+    trace.mix(right, [inner])
     trace.reads(y, inner)
     if len(left) == 2 and trace.program.linear_weight(node) is not None:
         trace.reads(x, 1)
-    batch = broadcast(trace, left[:-2], right[:-2])
     return [*batch, *left[:-1][-1:], *(right[-1:] if len(right) > 1 else [])]
 
 
@@ -43,9 +46,12 @@ def addmm(trace: Reading, node: fx.Node) -> Axes:
     """z = bias + x y"""
     bias, x, y = node.args[:3]
     left, right = trace.axes(x), trace.axes(y)
+    batch = broadcast(trace, left[:-2], right[:-2])
     trace.unify(left[-1], right[-2])
+    trace.mix(left, [-1])
+    trace.mix(right, [-2])
     trace.reads(y, len(right) - 2)
-    return broadcast(trace, trace.axes(bias), [*broadcast(trace, left[:-2], right[:-2]), left[-2], right[-1]])
+    return broadcast(trace, trace.axes(bias), [*batch, left[-2], right[-1]])
 
 
 @rule(
@@ -82,6 +88,8 @@ def bilinear(trace: Reading, node: fx.Node) -> Axes:
     left, right, (out, first, second) = trace.axes(x), trace.axes(z), trace.axes(weight)
     trace.unify(left[-1], first)
     trace.unify(right[-1], second)
+    trace.mix(left, [-1])
+    trace.mix(right, [-1])
     trace.reads(weight, 1)
     trace.reads(weight, 2)
     if bias is not None:
@@ -104,6 +112,8 @@ def tensordot(trace: Reading, node: fx.Node) -> Axes:
     for i, j in zip(ours, theirs, strict=True):
         trace.unify(left[i], right[j])
         trace.reads(node.args[1], j)
+    trace.mix(left, ours)
+    trace.mix(right, theirs)
     kept = [t for i, t in enumerate(left) if i not in ours]
     return [*kept, *(t for j, t in enumerate(right) if j not in theirs)]
 
@@ -116,6 +126,7 @@ def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:
     trace.reads(weight, 1 - out_axis)
     if groups == 1:
         trace.unify(axes[channel], kernel[1 - out_axis])
+        trace.mix(axes, [channel])
         out = kernel[out_axis]
     else:
         # One axis of the weight holds groups x within; the other only what is within a group.
@@ -123,6 +134,7 @@ def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:
         outer, inner = trace.factor(kernel[0], groups)
         trace.unify(group, outer)
         trace.unify(within, kernel[1] if out_axis == 0 else inner)
+        trace.mix([*axes[:channel], within, *axes[channel + 1 :]], [channel])
         out = kernel[0] if out_axis == 0 else Product((outer, kernel[1]))
     bias = rest[0] if rest else node.kwargs.get("bias")
     if bias is not None:

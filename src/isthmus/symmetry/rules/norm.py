@@ -40,8 +40,9 @@ def _per_channel(trace: Reading, x: object, vectors: Sequence[object]) -> Axes:
 def native_batch_norm(trace: Reading, node: fx.Node) -> list[Axes]:
     """As batch_norm, with the mean and deviation that were used; some also return scratch."""
     axes = _per_channel(trace, node.args[0], node.args[1:5])
-    used = [[axes[1]] if value.numel() else [Atom(0)] for value in node.meta["val"][1:3]]
-    return [axes, *used, *([trace.fixed(n) for n in v.shape] for v in node.meta["val"][3:])]
+    used: list[Axes] = [[axes[1]] if value.numel() else [Atom(0)] for value in node.meta["val"][1:3]]
+    scratch: list[Axes] = [[trace.fixed(n) for n in value.shape] for value in node.meta["val"][3:]]
+    return [axes, *used, *scratch]
 
 
 @rule(aten.layer_norm.default)
@@ -70,12 +71,11 @@ def native_layer_norm(trace: Reading, node: fx.Node) -> list[Axes]:
     return [axes, *(list(statistic) for _ in node.meta["val"][1:])]
 
 
-def _over_last(trace: Reading, x: object, count: int, affine: list[object], mark: str) -> Axes:
+def _over_last(trace: Reading, x: object, count: int, affine: Sequence[object], mark: str) -> Axes:
     axes = trace.axes(x)
     for vector in affine:
         if vector is not None:
-            for ours, theirs in zip(axes[-count:], trace.axes(vector), strict=True):
-                trace.unify(ours, theirs)
+            trace.unify_all(zip(axes[-count:], trace.axes(vector), strict=True))
     trace.mix(axes, range(-count, 0))
     trace.mark(axes[-count:], mark)
     return axes

@@ -7,7 +7,7 @@ from torch import Tensor, fx, ops
 from isthmus.symmetry import rules
 from isthmus.symmetry.reading import Reading
 from isthmus.symmetry.rules import Axes, every, rule
-from isthmus.symmetry.terms import size
+from isthmus.symmetry.terms import Term, size
 
 aten = ops.aten
 
@@ -47,13 +47,13 @@ _ALIASES = {"multiply": "mul", "subtract": "sub", "divide": "div", "true_divide"
 def broadcast(trace: Reading, *operands: Axes) -> Axes:
     """Unify dimensions aligned from the right; a dimension of size one asks nothing."""
     result: Axes = []
+    pairs: list[tuple[Term, Term]] = []
     for position in range(1, max((len(axes) for axes in operands), default=0) + 1):
         here = [axes[-position] for axes in operands if len(axes) >= position]
         chosen = next((term for term in here if size(term) != 1), here[0])
-        for term in here:
-            if size(term) != 1 and term is not chosen:
-                trace.unify(chosen, term)
+        pairs += [(chosen, term) for term in here if size(term) != 1 and term is not chosen]
         result.insert(0, chosen)
+    trace.unify_all(pairs)
     return result
 
 

@@ -34,9 +34,10 @@ def _arguments(node: fx.Node) -> list[object]:
     return [x, list(state) if isinstance(state, (list, tuple)) else [state], *rest]
 
 
-def _weights(trace: Reading, tensors: Iterator[object], biases: bool, gates: int, mark: str, x: Term) -> _Cell:
+def _weights(
+    trace: Reading, tensors: Iterator[object], biases: bool, gates: int, mark: str, x: Term
+) -> _Cell:
     """Read one cell's weights: rows are gates x hidden in one order for all gates."""
-    hidden: Term | None = None
     into, back = next(tensors), next(tensors)
     rows = [trace.axes(into)[0], trace.axes(back)[0]]
     if biases:
@@ -91,13 +92,13 @@ def layers(trace: Reading, node: fx.Node) -> list[Axes]:
         cells += here
         features = here[0].state if directions == 1 else Sum(tuple(cell.state for cell in here))
     kinds = [[cell.state for cell in cells], [cell.hidden for cell in cells]][: len(states)]
-    last = [_stacked(trace, terms, batch) for terms in kinds]
+    last = [_stacked(terms, batch) for terms in kinds]
     for given, made in zip(states, last, strict=True):
         broadcast(trace, made, trace.axes(given))
     return [[*axes[:-1], features], *last]
 
 
-def _stacked(trace: Reading, terms: Sequence[Term], batch: Term | None) -> Axes:
+def _stacked(terms: Sequence[Term], batch: Term | None) -> Axes:
     """The last states of all cells, one after another along the first dimension."""
     rest = [] if batch is None else [batch]
     if len(terms) == 1:

@@ -142,10 +142,9 @@ def repeat(trace: Reading, node: fx.Node) -> Axes:
 @rule(aten.repeat_interleave.self_int)
 def repeat_interleave(trace: Reading, node: fx.Node) -> Axes | None:
     """One dimension becomes dimension x copies."""
-    if len(node.args) < 3 and "dim" not in node.kwargs:
+    axes, dim = trace.axes(node.args[0]), given(node, "dim")
+    if dim is None:
         return None
-    axes = trace.axes(node.args[0])
-    dim = int(str(node.args[2] if len(node.args) > 2 else node.kwargs["dim"]))
     axes[dim] = Product((axes[dim], trace.alike(trace.shape(node)[dim] // size(axes[dim]))))
     return axes
 
@@ -159,9 +158,8 @@ def cat(trace: Reading, node: fx.Node) -> Axes:
     operands = [trace.axes(t) for t in tensors if trace.shape(t) != (0,)]
     dim %= len(operands[0])
     for other in operands[1:]:
-        for index, (ours, theirs) in enumerate(zip(operands[0], other, strict=True)):
-            if index != dim:
-                trace.unify(ours, theirs)
+        pairs = list(zip(operands[0], other, strict=True))
+        trace.unify_all([*pairs[:dim], *pairs[dim + 1 :]])
     axes = list(operands[0])
     axes[dim] = joined(trace, [axes[dim] for axes in operands])
     return axes
@@ -186,8 +184,7 @@ def stack(trace: Reading, node: fx.Node) -> Axes:
     dim = int(str(node.args[1])) if len(node.args) > 1 else int(str(node.kwargs.get("dim", 0)))
     operands = [trace.axes(t) for t in tensors]
     for other in operands[1:]:
-        for ours, theirs in zip(operands[0], other, strict=True):
-            trace.unify(ours, theirs)
+        trace.unify_all(zip(operands[0], other, strict=True))
     axes = list(operands[0])
     axes.insert(dim % (len(axes) + 1), trace.fixed(len(tensors)))
     return axes
@@ -197,13 +194,8 @@ def stack(trace: Reading, node: fx.Node) -> Axes:
 def slice_(trace: Reading, node: fx.Node) -> Axes | None:
     """A range of one dimension."""
     axes = trace.axes(node.args[0])
-    dim = int(str(node.args[1])) if len(node.args) > 1 else 0
-    dim %= len(axes)
-    if node.target is aten.narrow.default:
-        start, step = node.args[2], 1
-    else:
-        start = node.args[2] if len(node.args) > 2 else 0
-        step = int(str(node.args[4])) if len(node.args) > 4 else 1
+    dim = given(node, "dim") % len(axes)
+    start, step = given(node, "start") or 0, given(node, "step") or 1
     want, have = trace.shape(node)[dim], size(axes[dim])
     if want == have:
         return axes
