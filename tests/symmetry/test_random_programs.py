@@ -436,7 +436,7 @@ def depth_to_space(net: Net, x: Tensor, a: int, b: int) -> Tensor:
 
 @images
 def to_tokens(net: Net, x: Tensor, a: int, b: int) -> Tensor:
-    n, c, height, _ = x.shape
+    _n, c, _height, _ = x.shape
     if a % 3 == 0:
         return x.flatten(2).transpose(1, 2)
     if a % 3 == 1:

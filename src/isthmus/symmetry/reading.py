@@ -88,9 +88,9 @@ class Reading:
         """A dimension whose indices all hold the same (copies, zeros): any order will do."""
         return Atom(count, within=None)
 
-    def fixed(self, count: int) -> Atom:
+    def fixed(self, count: int, reason: str = "") -> Atom:
         """A dimension whose indices have names (pixels, classes, positions)."""
-        return Atom(count, frozen=True, reason=self.place)
+        return Atom(count, frozen=True, reason=reason or self.place)
 
     def factor(self, term: Term, outer: int) -> tuple[Term, Term]:
         """Write a dimension as outer x inner; where that is impossible it freezes."""

@@ -168,7 +168,7 @@ def cat(trace: Reading, node: fx.Node) -> Axes:
 def joined(trace: Reading, parts: Sequence[Term]) -> Term:
     """Terms one after another; a run of nothing but named indices is one such run."""
     if all(isinstance(a, Atom) and a.frozen and not a.dependents for p in parts for a in _flat(p)):
-        return trace.fixed(sum(size(p) for p in parts))
+        return trace.fixed(sum(size(p) for p in parts), _flat(parts[0])[0].reason)
     return Sum(tuple(part for part in parts if size(part)))
 
 
@@ -218,7 +218,7 @@ def taken(trace: Reading, axes: Axes, dim: int, start: int, stop: int) -> Axes:
         axes[dim] = Atom(0)
         return axes
     if all(a.frozen and not a.dependents for a in _flat(term)):
-        axes[dim] = trace.fixed(stop - start)
+        axes[dim] = trace.fixed(stop - start, _flat(term)[0].reason)
         return axes
     bounds = sorted({start, stop, have} - {0})
     pieces = algebra.cut_at(term, bounds)
