@@ -245,3 +245,11 @@ def test_costs_are_means():
 def test_an_unknown_kind_of_method_is_said():
     with pytest.raises(InputError, match="no kind of method 'align'"):
         isthmus.methods("align")
+
+
+def test_repair_where_only_the_outputs_are_merged_changes_nothing():
+    models, x = two(Scaled), torch.randn(16, 3)
+    plain = isthmus.merge(models, data=[x], preserve_first=1)
+    repaired = isthmus.merge(models, data=[x], preserve_first=1, repair="repair")
+    assert repaired.repaired is not None and not repaired.repaired.changed
+    assert all(torch.equal(plain.weights[k], v) for k, v in repaired.weights.items())

@@ -305,7 +305,8 @@ def _repair(
             aligned,
             shares,
             data,
-            [v for v in repairable(program, given.get("layers", "all")) if v in graph.program.nodes],
+            # Where nothing but outputs is merged there is nothing to repair, and the result will say so.
+            [v for v in repairable(program, given.get("layers", "all")) if v in graph.program.nodes] or None,
             device=given.get("device"),
             limit=given.get("limit"),
         )

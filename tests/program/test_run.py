@@ -228,3 +228,22 @@ def test_larger_models_become_modules(kind: str):
     module = ProgramModule(export(model, x[:2]), model.state_dict())
     with torch.no_grad():
         assert torch.equal(module(x), model(x))
+
+
+def test_what_a_model_makes_from_nothing_follows_the_dtype_too():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(x.shape[0], 3) + torch.full((3,), 0.5) + torch.arange(3).sum()
+            return self.cell(torch.cat([x, state], 1))
+
+    model, x = Recurrent().double(), torch.randn(2, 3).double()
+    program = export(Recurrent(), x.float()).to(dtype=torch.float64)
+    found = program.compile()(model.state_dict(), batch(x))
+    assert isinstance(found, Tensor) and found.dtype == torch.float64
+    with torch.no_grad():
+        want = model.cell(torch.cat([x, torch.full((2, 3), 3.5).double()], 1))
+    torch.testing.assert_close(found, want, rtol=TOLERANCE[torch.float64], atol=TOLERANCE[torch.float64])

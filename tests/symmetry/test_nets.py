@@ -83,11 +83,13 @@ def test_a_resnet_has_a_space_for_each_stage_and_one_inside_each_block(shortcut:
     assert not any("layer1" in key and "conv1" in key and key.endswith("bias") for key in stage)
 
 
-def test_a_padded_shortcut_makes_the_wider_stage_a_sum():
-    graph = read(zoo.resnet20(base=2, norm="bn", shortcut="pad"), 3, 8, 8)
-    # The stream of the first stage passes through all three, between channels that begin as zeros.
-    blocks = 3 * [(2,), (4,), (8,)]
-    assert sizes(graph) == sorted([(2,), (2,), (2,), *blocks][:1] + [(2,), (2,)] + blocks) or len(graph.spaces) == 12
+@pytest.mark.parametrize(("base", "zeros"), [(2, [(2,), (2,)]), (4, [(2,), (2,), (4,), (4,)])])
+def test_a_padded_shortcut_makes_the_wider_stage_a_sum(base: int, zeros: list[tuple[int, ...]]):
+    graph = read(zoo.resnet20(base=base, norm="bn", shortcut="pad"), 3, 8, 8)
+    # The stream of the first stage passes through all three, between channels that begin as zeros (one
+    # of which, at the lesser width, is no set to be moved).
+    blocks = 3 * [(base,), (2 * base,), (4 * base,)]
+    assert sizes(graph) == sorted([(base,), *zeros, *blocks])
     assert layout(graph, "stem.weight")[0] == "stem"
     assert layout(graph, "layer2.0.conv2.weight")[0].split(" + ")[1] == "stem"
     assert layout(graph, "layer3.0.conv2.weight")[0].split(" + ")[2] == "stem"
@@ -130,7 +132,7 @@ def test_several_filters_per_channel_move_inside_it():
     )
     graph = read(model, 3, 6, 6)
     assert sizes(graph) == [(4,), (4, 3)]
-    assert layout(graph, "1.weight")[0] == "(0 1)" and layout(graph, "4.weight")[1] == "(0 1 16)"
+    assert layout(graph, "1.weight")[0] == "(0 1/1)" and layout(graph, "4.weight")[1] == "(0 1/1 16)"
 
 
 class Grouped(nn.Module):
@@ -248,8 +250,9 @@ def test_a_tied_weight_carries_both_of_its_uses():
     model, tokens = Tied().eval(), torch.randint(7, (2, 4))
     graph = isthmus.trace(model, tokens)
     assert graph.verify(model, tokens).error <= TOLERANCE[torch.float64]
-    assert sizes(graph) == [(5,)] and layout(graph, "embed.weight") == ["7", "embed"]
-    assert layout(graph, "body.weight") == ["embed", "embed"]
+    (name,), (alias,) = graph.spaces, graph.program.tied
+    assert {alias, graph.program.tied[alias]} == {"embed.weight", "head.weight"}
+    assert layout(graph, graph.program.tied[alias]) == ["7", name] and layout(graph, "body.weight") == [name, name]
 
 
 def test_a_module_called_twice_has_one_space_for_both():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload  # what a node's target is; torch has no public name for it
 from torch.utils import _pytree as pytree
 
 from isthmus.errors import MismatchError
@@ -238,6 +239,8 @@ class Program:
             copy = graph.node_copy(node, copies.__getitem__)
             copy.args = pytree.tree_map(rewrite, copy.args)
             copy.kwargs = pytree.tree_map(rewrite, copy.kwargs)
+            if dtype is not None and _takes_default_dtype(node):
+                copy.kwargs = {**copy.kwargs, "dtype": dtype}
             copies[node] = copy
         constants = {
             name: value.to(
@@ -257,3 +260,14 @@ class Program:
             if isinstance(device, torch.device):
                 return device
         return None
+
+
+def _takes_default_dtype(node: fx.Node) -> bool:
+    """Whether a node makes floating numbers from nothing, in torch's default dtype."""
+    value = node.meta.get("val")
+    if not isinstance(node.target, OpOverload) or not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    if any(isinstance(argument.meta.get("val"), Tensor) for argument in node.all_input_nodes):
+        return False  # follows its input
+    places = [argument.name for argument in node.target._schema.arguments]  # pyright: ignore[reportPrivateUsage]
+    return "dtype" in places[len(node.args) :] and node.kwargs.get("dtype") is None
