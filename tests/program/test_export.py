@@ -19,7 +19,9 @@ class Conv(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        )
         self.head = nn.Linear(4 * 3 * 3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +223,9 @@ def test_a_tied_weight_enters_once_and_may_come_under_either_key():
     model = made("tied").eval()
     program = export(model, torch.randint(11, (2, 4)))
     assert sorted(next(iter(program.tied.items()))) == ["embed.weight", "head.weight"]
-    assert [*program.weights.values()].count("embed.weight") + [*program.weights.values()].count("head.weight") == 1
+    assert [*program.weights.values()].count("embed.weight") + [*program.weights.values()].count(
+        "head.weight"
+    ) == 1
     state = model.state_dict()
     batch = Batch((torch.randint(11, (3, 4)),), {})
     for left_out in ("embed.weight", "head.weight"):
@@ -250,7 +254,9 @@ def test_a_buffer_in_no_state_dict_is_a_constant_of_the_program():
     ],
     ids=["vgg16", "vgg11", "resnet20", "resnet20 conv3x3", "resnet20 pad", "mlp", "vit"],
 )
-def test_depth_counts_linear_and_conv_operations_on_the_longest_path(model: Callable[[], nn.Module], layers: int):
+def test_depth_counts_linear_and_conv_operations_on_the_longest_path(
+    model: Callable[[], nn.Module], layers: int
+):
     size = 32 if layers in (9, 14) else 8
     program = export(model(), torch.randn(2, 3, size, size))
     assert program.layers == layers

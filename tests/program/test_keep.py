@@ -100,11 +100,17 @@ def leaves(value: object) -> list[Tensor]:
 def test_everything_kept_apart_is_the_ensemble(kind: str):
     x, shares = inputs(kind), (0.2, 0.5, 0.3)
     kept, junctions = keep_apart(program(kind), Cut(preserve_first=program(kind).layers), shares)
-    nothing = {key: torch.full_like(t, torch.nan) if t.is_floating_point() else t for key, t in models(kind)[0].state_dict().items()}
+    nothing = {
+        key: torch.full_like(t, torch.nan) if t.is_floating_point() else t
+        for key, t in models(kind)[0].state_dict().items()
+    }
     got = run(kept, [dict(m.state_dict()) for m in models(kind)], nothing, x)
     with torch.no_grad():
         each = [leaves(model(x)) for model in models(kind)]
-        want = [outs[0] * shares[0] + outs[1] * shares[1] + outs[2] * shares[2] for outs in zip(*each, strict=True)]
+        want = [
+            outs[0] * shares[0] + outs[1] * shares[1] + outs[2] * shares[2]
+            for outs in zip(*each, strict=True)
+        ]
     assert all(map(torch.equal, leaves(got), want)), "to the bit"
     assert set(junctions) == set(program(kind).outputs)
     assert not set(kept.weights.values()) & set(program(kind).weights.values()), "nothing is merged"
@@ -202,7 +208,9 @@ def test_the_paper_averages_what_the_last_kept_linear_operation_makes():
     states = [dict(a.state_dict()), dict(b.state_dict())]
     outputs = {}
     for variant in ("junction", "paper"):
-        kept, (outputs[variant],) = keep_apart(program("vgg"), Cut(preserve_first=1, variant=variant), (0.5, 0.5))
+        kept, (outputs[variant],) = keep_apart(
+            program("vgg"), Cut(preserve_first=1, variant=variant), (0.5, 0.5)
+        )
         got = run(kept, states, dict(c.state_dict()), x)
         with torch.no_grad():
             if variant == "paper":  # convolutions apart; norm, activation and pool merged
@@ -220,7 +228,8 @@ def test_the_paper_merges_the_stream_of_the_residual_stage_in_which_it_cuts():
     resnet = program("resnet")
     inside = 2  # the first convolution of the first block
     junction, paper = (
-        keep_apart(resnet, Cut(preserve_first=inside, variant=variant), (0.5, 0.5)) for variant in ("junction", "paper")
+        keep_apart(resnet, Cut(preserve_first=inside, variant=variant), (0.5, 0.5))
+        for variant in ("junction", "paper")
     )
     # The skip around the block: at a junction the activation itself, in the paper the stem's convolution.
     assert {name.split("_")[0] for name in junction[1]} == {"relu"}
@@ -262,7 +271,9 @@ def test_a_transformer_is_cut_by_the_names_of_its_modules(globs: tuple[str, ...]
 
 
 def test_every_problem_of_a_cut_is_said_at_once():
-    cut = Cut(preserve_first=9, preserve_last=-1, depths=((0, 2), (3, 2), (1, 4)), modules=("layers.9", "layers.0"))
+    cut = Cut(
+        preserve_first=9, preserve_last=-1, depths=((0, 2), (3, 2), (1, 4)), modules=("layers.9", "layers.0")
+    )
     with pytest.raises(InputError) as caught:
         cut.apart(program("mlp"))
     assert caught.value.what == "the cut does not fit the model"

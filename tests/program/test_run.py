@@ -141,7 +141,9 @@ def test_in_float64_every_cast_and_constant_follows(model: Small, x: Tensor, pro
         y = F.relu(double.norm(double.conv(x.double()))).mean((2, 3))
         want = double.head(y * double.rate + torch.arange(4.0))
     torch.testing.assert_close(got, want, rtol=TOLERANCE[torch.float64], atol=TOLERANCE[torch.float64])
-    assert {value.dtype for value in program.constants.values()} == {torch.float32}, "the original is left alone"
+    assert {value.dtype for value in program.constants.values()} == {torch.float32}, (
+        "the original is left alone"
+    )
 
 
 def test_a_program_moves_to_where_the_weights_are(model: Small, x: Tensor, program: Program):
@@ -175,7 +177,9 @@ def test_moving_a_program_leaves_the_original(program: Program):
     moved = program.to("meta", torch.float64)
     assert str(program.graph) == before and str(moved.graph) != before
     # Only floating dtypes change.
-    kept = [str(a) for n in moved.graph.nodes for a in (*n.args, *n.kwargs.values()) if isinstance(a, torch.dtype)]
+    kept = [
+        str(a) for n in moved.graph.nodes for a in (*n.args, *n.kwargs.values()) if isinstance(a, torch.dtype)
+    ]
     assert set(kept) == {"torch.float64"}
 
 
@@ -193,7 +197,9 @@ def test_a_program_is_a_module_that_exports_again(model: Small, x: Tensor, progr
     assert bool((model.head.bias != 0).all())
 
 
-def test_a_module_of_a_program_loads_copies_and_stays_in_evaluation(model: Small, x: Tensor, program: Program):
+def test_a_module_of_a_program_loads_copies_and_stays_in_evaluation(
+    model: Small, x: Tensor, program: Program
+):
     module = ProgramModule(program, {key: torch.zeros_like(t) for key, t in model.state_dict().items()})
     module.load_state_dict(model.state_dict(), strict=True)
     module.train()

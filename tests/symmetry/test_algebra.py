@@ -47,14 +47,20 @@ def spell(term: Term, position: int) -> list[tuple[Atom, int]]:
 def spelled(term: Term) -> list[list[tuple[Atom, int]]] | None:
     """None where the term differs along something that does not enclose it."""
     flat = canon(term)
-    return None if has_case(flat) else [spell(flat, position) for position in (0, 1, 5, 8, 12, 17, size(flat) - 1)]
+    return (
+        None
+        if has_case(flat)
+        else [spell(flat, position) for position in (0, 1, 5, 8, 12, 17, size(flat) - 1)]
+    )
 
 
 def has_case(term: Term) -> bool:
     """Whether a canonical term differs along something that does not enclose it."""
     if isinstance(term, Atom):
         return False
-    return isinstance(term, Case) or any(map(has_case, term.factors if isinstance(term, Product) else term.parts))
+    return isinstance(term, Case) or any(
+        map(has_case, term.factors if isinstance(term, Product) else term.parts)
+    )
 
 
 class Pool:

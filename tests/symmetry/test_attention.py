@@ -58,7 +58,9 @@ FUSED: list[Split] = [by_unbind, by_select, by_chunk, by_split, by_slices, insid
 class Fused(nn.Module):
     """A stream, one fused attention, a way out."""
 
-    def __init__(self, split: Split, change: Callable[["Fused", Tensor, Tensor], tuple[Tensor, Tensor]] | None = None):
+    def __init__(
+        self, split: Split, change: Callable[["Fused", Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    ):
         super().__init__()
         self.split, self.change = split, change
         self.embed, self.qkv = nn.Linear(3, STREAM), nn.Linear(STREAM, 3 * INNER)
@@ -237,7 +239,9 @@ class Latent(nn.Module):
 
 
 @pytest.mark.parametrize(("causal", "free"), [(False, [(TOKENS,), (6,)]), (True, [(6,)])])
-def test_tokens_that_are_weights_have_an_order_only_where_each_sees_all(causal: bool, free: list[tuple[int, ...]]):
+def test_tokens_that_are_weights_have_an_order_only_where_each_sees_all(
+    causal: bool, free: list[tuple[int, ...]]
+):
     assert sizes(read(Latent(causal))) == free
 
 

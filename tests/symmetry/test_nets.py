@@ -79,7 +79,12 @@ def test_a_resnet_has_a_space_for_each_stage_and_one_inside_each_block(shortcut:
     graph = read(zoo.resnet20(base=2, norm="bn", shortcut=shortcut), 3, 8, 8)
     assert sizes(graph) == sorted([(2,), (4,), (8,)] + 3 * [(2,), (4,), (8,)])
     stage = {m.key for m in graph.spaces["stem"].members}
-    assert {"stem.weight", "layer1.0.conv2.weight", "layer1.2.norm2.running_var", "layer2.0.conv1.weight"} <= stage
+    assert {
+        "stem.weight",
+        "layer1.0.conv2.weight",
+        "layer1.2.norm2.running_var",
+        "layer2.0.conv1.weight",
+    } <= stage
     assert not any("layer1" in key and "conv1" in key and key.endswith("bias") for key in stage)
 
 
@@ -164,7 +169,9 @@ def test_groups_move_as_blocks_and_inside_each_its_channels():
 
 
 def test_group_norm_keeps_groups_together():
-    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 2)
+    )
     graph = read(model, 3, 4, 4)
     assert sizes(graph) == [(2,), (2, 3)]
     assert layout(graph, "1.weight") == layout(graph, "0.bias")
@@ -218,7 +225,11 @@ def test_a_vision_transformer_has_a_stream_heads_and_a_space_per_block():
     graph = read(zoo.vit(8, 4, 6, 2, 2, 3), 3, 8, 8)
     block = [(2,), (2, 3), (2, 3), (18,)]
     assert sizes(graph) == sorted([(6,), *block, *block])
-    assert layout(graph, "cls") == ["1", "1", "patches"] and layout(graph, "positions") == ["1", "5", "patches"]
+    assert layout(graph, "cls") == ["1", "1", "patches"] and layout(graph, "positions") == [
+        "1",
+        "5",
+        "patches",
+    ]
 
 
 def test_halves_that_gate_each_other_share_one_order():
@@ -239,7 +250,11 @@ def test_a_tied_weight_carries_both_of_its_uses():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.body, self.head = nn.Embedding(7, 5), nn.Linear(5, 5), nn.Linear(5, 7, bias=False)
+            self.embed, self.body, self.head = (
+                nn.Embedding(7, 5),
+                nn.Linear(5, 5),
+                nn.Linear(5, 7, bias=False),
+            )
             self.head.weight = self.embed.weight
 
         def forward(self, tokens: Tensor) -> Tensor:
@@ -252,7 +267,10 @@ def test_a_tied_weight_carries_both_of_its_uses():
     assert graph.verify(model, tokens).error <= TOLERANCE[torch.float64]
     (name,), (alias,) = graph.spaces, graph.program.tied
     assert {alias, graph.program.tied[alias]} == {"embed.weight", "head.weight"}
-    assert layout(graph, graph.program.tied[alias]) == ["7", name] and layout(graph, "body.weight") == [name, name]
+    assert layout(graph, graph.program.tied[alias]) == ["7", name] and layout(graph, "body.weight") == [
+        name,
+        name,
+    ]
 
 
 def test_a_module_called_twice_has_one_space_for_both():
@@ -332,11 +350,13 @@ def test_where_order_matters_nothing_moves(name: str):
         (lambda: zoo.resnet20(base=8), (3, 8, 8)),
         (lambda: zoo.resnet20(base=8, shortcut="pad"), (3, 8, 8)),
         (lambda: zoo.mobilenet((16, 32, 32, 64)[:4], (1, 2, 1, 2)), (3, 8, 8)),
-        (lambda: Dense(), (3, 6, 6)),
+        (Dense, (3, 6, 6)),
     ],
     ids=["vgg16", "resnet20", "resnet20 pad", "mobilenet", "dense"],
 )
-def test_nearly_all_parameters_of_convolutional_networks_move(model: Callable[[], nn.Module], shape: tuple[int, ...]):
+def test_nearly_all_parameters_of_convolutional_networks_move(
+    model: Callable[[], nn.Module], shape: tuple[int, ...]
+):
     net = model()
     graph = isthmus.trace(net.eval(), torch.randn(2, *shape))
     assert graph.coverage >= (0.9 if isinstance(net, Dense) else 0.99)
@@ -348,7 +368,9 @@ def test_a_graph_prints_its_spaces_their_members_and_what_is_fixed():
     assert first.startswith("5 spaces, ") and first.endswith("% of the parameters move")
     assert "  patches" in rest[0] and "permutation" in rest[0]
     assert any("within blocks.0.attn.qkv/0" in line for line in rest)
-    assert any(line.strip().startswith("writes: blocks.0.fc1.weight[0], blocks.0.fc1.bias[0]") for line in rest)
+    assert any(
+        line.strip().startswith("writes: blocks.0.fc1.weight[0], blocks.0.fc1.bias[0]") for line in rest
+    )
     assert any(line.strip() == "reads: blocks.0.fc2.weight[1]" for line in rest)
 
 

@@ -144,7 +144,11 @@ def join(net: Net, x: Tensor, a: int, b: int) -> Tensor:
 
 @operation
 def join_self(net: Net, x: Tensor, a: int, b: int) -> Tensor:
-    return torch.cat([x, x.flip(1) if b % 5 == 0 and x.ndim == 3 else x], channel(x)) if x.shape[channel(x)] <= 12 else x
+    return (
+        torch.cat([x, x.flip(1) if b % 5 == 0 and x.ndim == 3 else x], channel(x))
+        if x.shape[channel(x)] <= 12
+        else x
+    )
 
 
 @operation
@@ -304,12 +308,17 @@ def attention(net: Net, x: Tensor, a: int, b: int) -> Tensor:
     heads, width = h[a % 2], k[b % 2]
     kind = a % 6
     if kind == 0:  # three projections
-        q, key, v = (net.linear(x, heads * width).unflatten(-1, (heads, width)).transpose(1, 2) for _ in range(3))
+        q, key, v = (
+            net.linear(x, heads * width).unflatten(-1, (heads, width)).transpose(1, 2) for _ in range(3)
+        )
     elif kind == 1:  # fused, as timm does
-        q, key, v = net.linear(x, 3 * heads * width).reshape(n, t, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+        q, key, v = (
+            net.linear(x, 3 * heads * width).reshape(n, t, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+        )
     elif kind == 2:  # fused, by chunks
         q, key, v = (
-            part.view(n, t, heads, width).transpose(1, 2) for part in net.linear(x, 3 * heads * width).chunk(3, -1)
+            part.view(n, t, heads, width).transpose(1, 2)
+            for part in net.linear(x, 3 * heads * width).chunk(3, -1)
         )
     elif kind == 3:  # heads x 3 x width, as GPT-NeoX does
         whole = net.linear(x, heads * 3 * width).view(n, t, heads, 3 * width).transpose(1, 2)
@@ -431,7 +440,11 @@ def depth_to_space(net: Net, x: Tensor, a: int, b: int) -> Tensor:
     n, c, height, width = x.shape
     if c % 4 or c < 8 or height > 4:
         return x
-    return x.view(n, c // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * height, 2 * width)
+    return (
+        x.view(n, c // 4, 2, 2, height, width)
+        .permute(0, 1, 4, 2, 5, 3)
+        .reshape(n, c // 4, 2 * height, 2 * width)
+    )
 
 
 @images

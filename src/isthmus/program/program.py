@@ -265,7 +265,11 @@ class Program:
 def _takes_default_dtype(node: fx.Node) -> bool:
     """Whether a node makes floating numbers from nothing, in torch's default dtype."""
     value = node.meta.get("val")
-    if not isinstance(node.target, OpOverload) or not isinstance(value, Tensor) or not value.is_floating_point():
+    if (
+        not isinstance(node.target, OpOverload)
+        or not isinstance(value, Tensor)
+        or not value.is_floating_point()
+    ):
         return False
     if any(isinstance(argument.meta.get("val"), Tensor) for argument in node.all_input_nodes):
         return False  # follows its input

@@ -182,13 +182,17 @@ class SymmetryGraph:
         if self.fixed:
             # A reason is a place and its operation; for a summary the operation is enough.
             reasons = Counter(fixed.reason.rpartition(":")[2] for fixed in self.fixed)
-            lines.append("fixed: " + ", ".join(f"{reason} ({count} axes)" for reason, count in reasons.items()))
+            lines.append(
+                "fixed: " + ", ".join(f"{reason} ({count} axes)" for reason, count in reasons.items())
+            )
         if self.unread:
             lines.append(f"not read by the program, and never moved: {', '.join(self.unread)}")
         if self.unknown:
             lines.append("operations without a rule (what they touch is fixed):")
             lines += [f"  {name} at {', '.join(places[:3])}" for name, places in self.unknown.items()]
-            lines.append("hint: a rule is a few lines, registered by isthmus.rule; see docs/guides/add-a-rule.md")
+            lines.append(
+                "hint: a rule is a few lines, registered by isthmus.rule; see docs/guides/add-a-rule.md"
+            )
         return "\n".join(lines)
 
 
