@@ -64,6 +64,11 @@ def measure(case: str) -> dict[str, float]:
     if case == "resnet50":
         model, example = resnet50(), torch.zeros(2, 3, 224, 224)
     elif case == "llama-7b-meta":
+        # Where a torchvision lies beside a torch that it was not built for, transformers fails to import
+        # over two operators that no language model uses; declared, they need not exist.
+        for name in () if hasattr(torch.ops.torchvision, "nms") else ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", schema)
         from transformers import LlamaConfig, LlamaForCausalLM
 
         with torch.device("meta"):
