@@ -66,8 +66,10 @@ def rule(*operations: object) -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
+        ours = str(getattr(function, "__module__", "")).startswith(f"{__name__}.")
         for operation in operations:
-            TABLE[operation] = function
+            if not (ours and operation in TABLE):  # ours are loaded late: a user's own rule stays
+                TABLE[operation] = function
         return function
 
     return register
