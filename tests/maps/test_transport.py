@@ -12,7 +12,7 @@ from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Dense, Membership, Permutation, ScaledPermutation, Stack, Transport
 from isthmus.symmetry import SymmetryGraph
-from isthmus.symmetry.verify import draw
+from isthmus.symmetry.elements import random_element, random_orders
 from isthmus.zoo import MLP, VGG, ViT
 
 Weights = dict[str, Tensor]
@@ -43,7 +43,7 @@ def build(name: str) -> tuple[nn.Module, SymmetryGraph, Tensor]:
 
 def element(name: str, seed: int) -> Transport:
     graph = build(name)[1]
-    orders = draw(graph, torch.Generator().manual_seed(seed))
+    orders = random_orders(graph, torch.Generator().manual_seed(seed))
     return Transport(graph, {space: Permutation(order) for space, order in orders.items()})
 
 
@@ -219,7 +219,7 @@ def test_tied_weights_move_together_and_stay_tied():
     model = Tied().double()
     data = torch.randn(3, 4, dtype=torch.float64)
     graph = isthmus.trace(model, data)
-    orders = draw(graph, torch.Generator().manual_seed(0))
+    orders = random_orders(graph, torch.Generator().manual_seed(0))
     transport = Transport(graph, {n: Permutation(o) for n, o in orders.items()})
     moved = transport.apply(model.state_dict())
     assert moved["first.weight"] is moved["second.weight"]
@@ -295,3 +295,128 @@ def test_a_file_without_maps_and_maps_of_another_model_are_refused(tmp_path: Pat
     files.save({"a": torch.zeros(2)}, path, metadata={"isthmus.maps": '{"x": {"kind": "Rotation"}}'})
     with pytest.raises(InputError, match="kind of map that this version does not know"):
         Transport.load(path, build("mlp")[1])
+
+
+# Scales, signs and matrices travel with the orders.
+
+
+class Head(nn.Module):
+    """One rotary head pair, so that there are planes too."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        angle = torch.arange(x.shape[1])[:, None] * torch.tensor([1.0, 0.1])
+        cos, sin = angle.cos().to(x), angle.sin().to(x)
+        q, k = (
+            torch.cat([a * cos - b * sin, b * cos + a * sin], -1) for a, b in (q.chunk(2, -1), k.chunk(2, -1))
+        )
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+NETS["rotary"] = (Head, (5, 6))
+EVERY_KIND = ("mlp", "conv-bn", "heads", "rotary")
+
+
+def full(name: str, seed: int) -> Transport:
+    graph = build(name)[1]
+    found = random_element(graph, torch.Generator().manual_seed(seed))
+    return Transport(
+        graph, {space: Permutation(order) for space, order in found.orders.items()}, found.values
+    )
+
+
+def near(ours: Weights, theirs: Weights) -> bool:
+    return all(torch.allclose(ours[key], theirs[key], rtol=1e-9, atol=1e-9) for key in theirs)
+
+
+def test_the_nets_have_values_of_every_kind_but_rotations():
+    kinds = {g.kind for name in EVERY_KIND for g in build(name)[1].gauges.values()}
+    assert kinds == {"positive", "sign", "invertible", "planes"}
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_values_keep_the_function_compose_and_invert(name: str):
+    model, _, data = build(name)
+    state = dict(model.state_dict())
+    one, two = full(name, 1), full(name, 2)
+    assert one.values
+    moved = one.apply(state)
+    torch.testing.assert_close(output(model, moved, data), output(model, state, data))
+    assert near(one.then(two).apply(state), two.apply(moved))
+    assert near(one.inverse().apply(moved), state)
+    assert near(one.then(one.inverse()).apply(state), state)
+    bare = element(name, 3)
+    assert near(bare.then(one).apply(state), one.apply(bare.apply(state)))
+    assert near(one.then(bare).apply(state), bare.apply(moved))
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_values_are_saved_and_loaded(name: str, tmp_path: Path):
+    model, graph, _ = build(name)
+    transport = full(name, 1)
+    transport.save(tmp_path / "maps.safetensors")
+    loaded = Transport.load(tmp_path / "maps.safetensors", graph)
+    assert loaded.values.keys() == transport.values.keys()
+    assert all(torch.equal(loaded.values[n], v) for n, v in transport.values.items())
+    assert same(loaded.apply(model.state_dict()), transport.apply(model.state_dict()))
+    assert str(loaded) == str(transport) and all(n in str(loaded) for n in transport.values)
+
+
+def test_values_that_do_not_fit_are_all_listed_with_the_orders():
+    graph = build("mlp")[1]
+    first, second = (name for name in graph.gauges if name.endswith(":positive"))
+    with pytest.raises(InputError, match="the maps do not fit the model") as raised:
+        Transport(
+            graph,
+            {first.partition(":")[0]: Permutation(torch.arange(9))},
+            {first: torch.zeros(5), second: torch.ones(7), "elsewhere:sign": torch.ones(2)},
+        )
+    assert raised.value.where == (
+        f"{first.partition(':')[0]}: the permutation has shape (9,), needs (5,)",
+        f"{first}: has a scale that is not positive",
+        f"{second}: has shape (7,), needs (4,)",
+        f"elsewhere:sign: no such freedom; the graph has {', '.join(graph.gauges)}",
+    )
+
+
+def test_a_running_variance_cannot_be_scaled_below_what_the_norm_adds():
+    model, graph, _ = build("conv-bn")
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    gauge, slot = next((g, s) for g in graph.gauges.values() for s in g.slots if s.offset)
+    state[slot.key].fill_(1e-7)
+    down = torch.full((gauge.size,), 0.5 if slot.power > 0 else 2.0, dtype=torch.float64)
+    with pytest.raises(InputError, match="would make its running variance negative") as raised:
+        Transport(graph, {}, {gauge.name: down}).apply(state)
+    assert raised.value.where == (slot.key,) and "scale these units up instead" in str(raised.value.hint)
+    moved = Transport(graph, {}, {gauge.name: 1 / down}).apply(state)
+    assert (moved[slot.key] > 0).all()
+
+
+def test_tied_weights_take_their_values_together():
+    class Tied(nn.Module):
+        """An autoencoder whose decoder is its encoder, turned over."""
+
+        def __init__(self):
+            super().__init__()
+            self.encode, self.decode = nn.Linear(4, 6), nn.Linear(4, 6, bias=False)
+            self.decode.weight = self.encode.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.encode(x)) @ self.decode.weight
+
+    torch.manual_seed(0)
+    model = Tied().double()
+    data = torch.randn(3, 4, dtype=torch.float64)
+    graph = isthmus.trace(model, data)
+    found = random_element(graph, torch.Generator().manual_seed(0))
+    assert list(found.values) == ["encode:sign"], "a scale would have to be its own inverse"
+    transport = Transport(graph, {n: Permutation(o) for n, o in found.orders.items()}, found.values)
+    moved = transport.apply(model.state_dict())
+    assert moved["encode.weight"] is moved["decode.weight"]
+    assert not torch.equal(moved["encode.weight"], model.encode.weight)
+    torch.testing.assert_close(output(model, moved, data), model(data))

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.symmetry import algebra
-from isthmus.symmetry.algebra import atoms, canon, cut_at, factor, freeze, same, unify, within
+from isthmus.symmetry.algebra import atoms, canon, confine, cut_at, factor, freeze, same, unify, within
 from isthmus.symmetry.reading import settle
-from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, size
+from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, Woven, size
 
 #: Every term in the pool has this many indices, so that any two may be unified.
 TOTAL = 24
@@ -35,6 +35,9 @@ def spell(term: Term, position: int) -> list[tuple[Atom, int]]:
             if position < size(part):
                 return spell(part, position)
             position -= size(part)
+    if isinstance(term, Woven):
+        which = term.order[position]
+        return spell(term.parts[which], term.order[:position].count(which))
     assert isinstance(term, Product), "differs along something that does not enclose it"
     found: list[tuple[Atom, int]] = []
     inner = size(term)
@@ -47,11 +50,16 @@ def spell(term: Term, position: int) -> list[tuple[Atom, int]]:
 def spelled(term: Term) -> list[list[tuple[Atom, int]]] | None:
     """None where the term differs along something that does not enclose it."""
     flat = canon(term)
-    return (
-        None
-        if has_case(flat)
-        else [spell(flat, position) for position in (0, 1, 5, 8, 12, 17, size(flat) - 1)]
-    )
+    return None if has_case(flat) else [spell(flat, position) for position in range(size(flat))]
+
+
+def agree(left: Term, right: Term) -> bool:
+    """Whether two terms have the same indices in the same order, as far as each of them says.
+
+    A term that differs along something that does not enclose it says nothing: it is shared when a reading settles.
+    """
+    ours, theirs = spelled(left), spelled(right)
+    return ours is None or theirs is None or ours == theirs
 
 
 def has_case(term: Term) -> bool:
@@ -75,15 +83,15 @@ class Pool:
         term, other = self.terms[a % len(self.terms)], self.terms[b % len(self.terms)]
         if name == "unify":
             unify(term, other, "test")
-            fixed = all(atom.frozen for t in (term, other) for atom in atoms(canon(t)))
-            assert fixed or spelled(term) == spelled(other), "two terms are one, or neither may move"
+            fixed = all(atom.frozen or atom.size == 1 for t in (term, other) for atom in atoms(canon(t)))
+            assert fixed or agree(term, other), "two terms are one, or neither may move"
         elif name in ("factor", "exchange"):
             outer = DIVISORS[b % len(DIVISORS)]
             halves = factor(term, outer)
             if halves is None:
                 return
             assert [size(half) for half in halves] == [outer, TOTAL // outer]
-            assert spelled(Product(halves)) == spelled(term), "the same indices in the same order"
+            assert agree(Product(halves), term), "the same indices in the same order"
             self.terms.append(Product(halves if name == "factor" else halves[::-1]))
         elif name in ("cut", "turn"):
             bounds = sorted({1 + 5 * a % (TOTAL - 1), 1 + 7 * b % (TOTAL - 1), TOTAL})
@@ -91,11 +99,11 @@ class Pool:
             if pieces is None:
                 return
             assert [size(p) for p in pieces] == [e - s for s, e in zip([0, *bounds], bounds, strict=False)]
-            assert spelled(Sum(tuple(pieces))) == spelled(term), "the same indices in the same order"
+            assert agree(Sum(tuple(pieces)), term), "the same indices in the same order"
             self.terms.append(Sum(tuple(pieces if name == "cut" else pieces[::-1])))
         elif name == "freeze":
             freeze(term, "test")
-            self.frozen += list(atoms(canon(term)))
+            self.frozen += [atom for atom in atoms(canon(term)) if atom.size > 1]
             assert all(atom.frozen for atom in self.frozen)
         else:
             self.terms.append(Atom(TOTAL, within=None if name == "alike" else frozenset()))
@@ -113,7 +121,7 @@ def test_whatever_is_done_to_terms(steps: list[Action]):
             assert same(canon(flat), flat), "canonical is canonical"
             assert _is_canonical(flat)
         for atom in pool.frozen:
-            assert all(a.frozen for a in atoms(canon(atom))), "what is frozen stays frozen"
+            assert all(a.frozen or a.size == 1 for a in atoms(canon(atom))), "what is frozen stays frozen"
 
 
 @settings(max_examples=100)
@@ -136,6 +144,10 @@ def _is_canonical(term: Term) -> bool:
     if isinstance(term, Case):
         return all(_is_canonical(branch) for _, branch in term.branches)
     inside = term.factors if isinstance(term, Product) else term.parts
+    if isinstance(term, Woven) and (
+        any(isinstance(part, Sum) for part in inside) or sorted(term.order) == list(term.order)
+    ):
+        return False
     if len(inside) < 2 or any(type(part) is type(term) for part in inside):
         return False
     units = isinstance(term, Product) and any(size(part) == 1 for part in inside)
@@ -148,12 +160,13 @@ def _check_enclosed(term: Term, outer: frozenset[Atom]) -> None:
         assert term.frozen or (within(term) or frozenset()) <= outer
     elif isinstance(term, Case):
         return  # told apart by another axis, or fixed where it is a weight's
-    elif isinstance(term, Sum):
+    elif isinstance(term, (Sum, Woven)):
         for part in term.parts:
             _check_enclosed(part, outer)
     else:
-        for item in term.factors:
-            _check_enclosed(item, outer)
+        for index, item in enumerate(term.factors):
+            behind = {later for later in term.factors[index + 1 :] if isinstance(later, Atom)}
+            _check_enclosed(item, outer | behind)
             outer |= frozenset(atoms(item))
 
 
@@ -247,9 +260,63 @@ def test_two_dimensions_of_different_sizes_never_meet():
 def test_factors_that_do_not_line_up_freeze():
     a, b = Product((Atom(4), Atom(6))), Product((Atom(3), Atom(8)))
     assert factor(Product((Atom(3), Atom(4))), 6) is not None, "3 x 4 is 3 x (2 x 2)"
-    assert factor(Product((Atom(3), Atom(4))), 4) is None
     unify(a, b, "test")
     assert all(atom.frozen for term in (a, b) for atom in atoms(canon(term)))
+
+
+def test_blocks_that_have_nothing_in_common_stay_where_they_are():
+    """Three groups of four channels, seen as four groups of three: every index has a place of its own."""
+    whole = Product((Atom(3), Atom(4)))
+    groups, width = factor(whole, 4)  # type: ignore[misc]
+    assert agree(Product((groups, width)), whole)
+    assert all(atom.size == 1 or atom.frozen for atom in atoms(canon(whole)))
+
+
+def test_groups_and_channels_exchanged_are_groups_in_turn():
+    """A shuffle of a concatenation: each half keeps an order of its own, in turn with the other."""
+    left, right = Atom(6), Atom(6)
+    groups, width = factor(Sum((left, right)), 2)  # type: ignore[misc]
+    shuffled = canon(Product((width, groups)))
+    assert isinstance(shuffled, Woven) and shuffled.parts == (left, right)
+    assert shuffled.order == (0, 1) * 6
+    first, second = cut_at(shuffled, [6, 12])  # type: ignore[misc]
+    assert (
+        [atom.size for atom in atoms(canon(first))] == [3, 3] == [atom.size for atom in atoms(canon(second))]
+    )
+    assert agree(Sum((first, second)), shuffled)
+
+
+def test_an_order_per_group_may_be_told_by_a_group_that_comes_after():
+    groups, width = factor(Atom(12), 3)  # type: ignore[misc]
+    exchanged = Product((width, groups))
+    assert not settle([exchanged]) and within(canon(width)) == {groups}  # type: ignore[arg-type]
+    assert settle([Product((width, Atom(3)))]) and within(canon(width)) == frozenset()  # type: ignore[arg-type]
+
+
+def test_a_woven_term_and_a_plain_one_meet_index_by_index():
+    a, b, plain = Atom(4), Atom(4), Atom(8)
+    woven = Woven((a, b), (0, 1, 1, 0, 0, 1, 1, 0))
+    unify(woven, plain, "test")
+    assert canon(plain).parts == (canon(a), canon(b)) and agree(plain, woven)  # type: ignore[union-attr]
+    other = Sum((Atom(2), Atom(6)))
+    unify(woven, other, "test")
+    assert agree(other, woven) and sorted(atom.size for atom in atoms(canon(woven))) == [1, 1, 3, 3]
+
+
+def test_what_was_mixed_along_a_set_never_depends_on_it_again():
+    """Not even where that set turns out, later, to be the one that the order depends on."""
+    heads, width = factor(Atom(12), 3)  # type: ignore[misc]
+    others = Atom(3)
+    confine(width, [], frozenset([others]))  # type: ignore[arg-type]
+    assert within(width) == {heads}  # type: ignore[arg-type]
+    unify(heads, others, "test")
+    assert within(canon(width)) == frozenset()  # type: ignore[arg-type]
+
+
+def test_what_could_have_depended_on_anything_depends_on_what_it_stands_behind_once_it_is_mixed():
+    rows, columns, last = (Atom(n, within=None) for n in (3, 4, 5))
+    confine(columns, [rows], frozenset([last]))
+    assert within(columns) == {rows} and within(last) is None
 
 
 def test_a_product_over_a_sum_is_a_sum_of_products_where_the_rest_differs():

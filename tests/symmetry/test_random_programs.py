@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import isthmus
+import isthmus.symmetry
 from isthmus.testing import TOLERANCE
 
 Step = tuple[str, int, int]
@@ -269,6 +270,28 @@ def over_heads(net: Net, x: Tensor, a: int, b: int) -> Tensor:
     return reduced if reduced.shape[dim] > 1 else x
 
 
+@operation
+def bends(net: Net, x: Tensor, a: int, b: int) -> Tensor:
+    """What lets some scales or signs through."""
+    if b % 3 == 0:
+        return (torch.abs, torch.square, F.leaky_relu, torch.sin)[a % 4](x)
+    if b % 3 == 1:
+        return (x.clamp(min=0), x.clamp(-1, 1), x * (x > 0), torch.where(x > 0, x, 0.1 * x))[a % 4]
+    return (F.relu(x) ** 2, torch.maximum(x, 2 * x), x.masked_fill(x < 0, 0.0), x - 1)[a % 4]
+
+
+@operation
+def lengths(net: Net, x: Tensor, a: int, b: int) -> Tensor:
+    """Norms by hand, over the features or over heads of them."""
+    dim, h = channel(x), heads_of(x, b)
+    if a % 3 == 0:
+        return F.normalize(x, dim=dim)
+    if a % 3 == 1:
+        return x * torch.rsqrt(x.pow(2).mean(dim, keepdim=True) + 1e-6)
+    opened = x.unflatten(dim, (h, -1))
+    return F.normalize(opened, dim=dim + 1).flatten(dim, dim + 1)
+
+
 # -- on tokens -----------------------------------------------------------------------------------
 
 
@@ -470,6 +493,26 @@ def check(steps: list[Step], example: Tensor) -> None:
     assert not graph.unknown
     found = graph.verify(model, example, each=False)
     assert found.error <= TOLERANCE[torch.float64], f"{found}\n{graph}"
+    obey_the_laws(graph, model)
+
+
+def obey_the_laws(graph: isthmus.SymmetryGraph, model: nn.Module) -> None:
+    """Elements of the full group follow and undo each other, and every part of one is one."""
+    for space in graph.spaces.values():
+        if any(not set(graph.spaces[outer].within) <= set(space.within) for outer in space.within):
+            return  # copies inside one level of several: their orders are right, and do not compose
+    state = {key: value.double() for key, value in model.state_dict().items()}
+    one, two = graph.random_element(1), graph.random_element(2)
+    moved = one.apply(graph, state)
+    close(one.then(two, graph).apply(graph, state), two.apply(graph, moved))
+    close(one.inverse(graph).apply(graph, moved), state)
+    isthmus.symmetry.check(one.then(two, graph), graph)
+
+
+def close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    for key, value in theirs.items():
+        scale = max(value.abs().max().item(), 1.0)
+        assert (ours[key] - value).abs().max().item() <= 1e-9 * scale, key
 
 
 @settings(max_examples=30)

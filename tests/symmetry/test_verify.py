@@ -12,7 +12,8 @@ import isthmus
 from isthmus import zoo
 from isthmus.errors import InputError, MismatchError, VerificationError
 from isthmus.symmetry import Leaf, SymmetryGraph
-from isthmus.symmetry.verify import BOUND, draw
+from isthmus.symmetry.elements import random_orders
+from isthmus.symmetry.verify import BOUND
 
 
 class Block(nn.Module):
@@ -52,7 +53,7 @@ def test_what_is_right_is_verified_to_rounding(x: Tensor):
     found = isthmus.trace(model, x).verify(model, x)
     assert found.ok and found.error < 1e-13 and found.require() is found
     assert found.own_weights is not None and found.own_weights <= found.error
-    assert found.elements == 1 + 2 + 1, "all together, each alone, all on the model's own weights"
+    assert found.elements == 1 + 2 + 1 + 1, "all together, each alone, signs too, the model's own weights"
     assert str(found).startswith("verified: relative error") and f"(bound {BOUND:.0e})" in str(found)
 
 
@@ -127,7 +128,7 @@ def test_the_model_is_left_alone(x: Tensor):
 def test_without_a_model_or_an_example_redrawn_weights_and_random_inputs_are_used(x: Tensor):
     graph = isthmus.trace(Block().eval(), x)
     found = graph.verify()
-    assert found.ok and found.own_weights is None and found.elements == 3
+    assert found.ok and found.own_weights is None and found.elements == 4
     assert not wrong(graph, "up.bias", 0).verify().ok
 
 
@@ -218,7 +219,7 @@ def test_a_graph_taken_on_meta_says_that_it_is_unverified():
 def test_elements_have_no_fixed_points_and_differ_per_head():
     model = zoo.vit(8, 4, 12, 1, 3, 2).eval()
     graph = isthmus.trace(model, torch.randn(2, 3, 8, 8))
-    element = draw(graph, torch.Generator().manual_seed(0))
+    element = random_orders(graph, torch.Generator().manual_seed(0))
     for name, order in element.items():
         space = graph.spaces[name]
         assert order.shape == (*(graph.spaces[o].size for o in space.within), space.size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps.kinds import Dense, Map, Membership, Permutation, ScaledPermutation, Stack, compose, invert
-from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, SymmetryGraph, reorder, spaces_of
+from isthmus.symmetry import Axis, Blocks, Concat, Element, Leaf, SymmetryGraph, misfits, spaces_of
 
 _KINDS = {kind.__name__: kind for kind in (Permutation, ScaledPermutation, Dense, Membership, Stack)}
 
@@ -26,24 +26,24 @@ class Transport:
     Attributes:
         graph: the symmetries it moves along.
         maps: space name -> map; spaces that are not named stay.
+        values: gauge name -> the scales, signs or matrices done to a space's units in their new places, as in
+            `Element.values`; they keep the function.
     """
 
     graph: SymmetryGraph
     maps: Mapping[str, Map]
+    values: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = [f"{name}: no such space" for name in self.maps if name not in self.graph.spaces]
+        problems = misfits(self.element, self.graph)
         for name, item in self.maps.items():
             space = self.graph.spaces.get(name)
-            if space is None:
+            if isinstance(item, Permutation):
                 continue
-            shape = (*(self.graph.spaces[outer].size for outer in space.within), space.size)
-            if isinstance(item, Permutation) and item.index.shape != shape:
-                problems.append(f"{name}: the permutation has shape {tuple(item.index.shape)}, needs {shape}")
-            elif not isinstance(item, Permutation) and space.within:
+            if space is None:
+                problems.append(f"{name}: no such space")
+            elif space.within:
                 problems.append(f"{name}: only permutations can differ within {', '.join(space.within)}")
-            elif isinstance(item, Permutation) and not _is_permutation(item.index):
-                problems.append(f"{name}: the index does not name each unit once")
             elif item.source != space.size:
                 problems.append(f"{name}: the map takes {item.source} units, the space has {space.size}")
         if problems:
@@ -53,6 +53,11 @@ class Transport:
     def orders(self) -> dict[str, Int[Tensor, "*within units"]]:
         """The index vectors of the permutations."""
         return {name: m.index for name, m in self.maps.items() if isinstance(m, Permutation)}
+
+    @property
+    def element(self) -> Element:
+        """The part that keeps the function: permutations, and what is done to units after them."""
+        return Element(self.orders, self.values)
 
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a model: W = A_o W B_n for every weight.
@@ -65,7 +70,8 @@ class Transport:
 
         Raises:
             MismatchError: a weight has another shape than the graph says.
-            InputError: running statistics meet a map that is no permutation.
+            InputError: running statistics meet a map that is no permutation, or a scale would make a running
+                variance negative.
         """
         graph = self.graph
         problems = [
@@ -75,18 +81,24 @@ class Transport:
         ]
         if problems:
             raise MismatchError("the weights do not have the shapes of the graph", problems)
+        graph.require_folded(weights)
         result = dict(weights)
         general = {name: m for name, m in self.maps.items() if not isinstance(m, Permutation)}
         aliases = {alias: key for alias, key in graph.program.tied.items() if alias in weights}
+        sources = {
+            key: key if key in weights else next((a for a, k in aliases.items() if k == key), None)
+            for key in graph.layout
+        }
+        moved = self.element.apply(graph, {key: weights[s] for key, s in sources.items() if s is not None})
+        self._check_variances(moved)
         for key, axes in graph.layout.items():
-            source = key if key in weights else next((a for a, k in aliases.items() if k == key), None)
+            source = sources.get(key)
             if source is None:
                 continue
-            moved = reorder(weights[source], axes, self.orders, graph.spaces)
             for dim, axis in enumerate(axes):
                 if spaces_of(axis) & general.keys():
-                    moved = _apply(moved, dim, axis, general, self._role(key, dim))
-            result[source] = moved
+                    moved[key] = _apply(moved[key], dim, axis, general, self._role(key, dim))
+            result[source] = moved[key]
         for alias, key in aliases.items():
             if key in result:
                 result[alias] = result[key]
@@ -105,27 +117,35 @@ class Transport:
                     return member.role
         return "writes"
 
+    def _check_variances(self, moved: Mapping[str, Tensor]) -> None:
+        """What a norm adds to its variance does not scale, so a tiny variance cannot become tinier."""
+        slots = [slot for name in self.values for slot in self.graph.gauges[name].slots if slot.offset]
+        below = [slot.key for slot in slots if slot.key in moved and bool((moved[slot.key] < 0).any())]
+        if below:
+            raise InputError(
+                "a scale before a batch norm would make its running variance negative",
+                list(dict.fromkeys(below)),
+                hint="scale these units up instead, or leave the scale to the norm's own weight",
+            )
+
     def then(self, other: Transport) -> Transport:
         """This transport followed by another."""
-        spaces = self.graph.spaces
-        orders = _compose_orders(self.orders, other.orders, spaces)
-        maps: dict[str, Map] = {name: Permutation(index) for name, index in orders.items()}
+        element = self.element.then(other.element, self.graph)
+        maps: dict[str, Map] = {name: Permutation(index) for name, index in element.orders.items()}
         for name in {*self.maps, *other.maps}:
             ours, theirs = self.maps.get(name), other.maps.get(name)
             if isinstance(ours or theirs, Permutation) and isinstance(theirs or ours, Permutation):
                 continue
             known = [m for m in (ours, theirs) if m is not None]
             maps[name] = known[0] if len(known) == 1 else compose(known[0], known[1])
-        return Transport(self.graph, maps)
+        return Transport(self.graph, maps, element.values)
 
     def inverse(self) -> Transport:
         """The transport back."""
-        spaces = self.graph.spaces
-        maps: dict[str, Map] = {
-            name: Permutation(index) for name, index in _invert_orders(self.orders, spaces).items()
-        }
+        element = self.element.inverse(self.graph)
+        maps: dict[str, Map] = {name: Permutation(index) for name, index in element.orders.items()}
         maps |= {name: invert(m) for name, m in self.maps.items() if not isinstance(m, Permutation)}
-        return Transport(self.graph, maps)
+        return Transport(self.graph, maps, element.values)
 
     def save(self, path: str | Path) -> None:
         """Write the maps as safetensors, each under its space's name."""
@@ -134,14 +154,18 @@ class Transport:
         kinds: dict[str, dict[str, object]] = {}
         for name, item in self.maps.items():
             fields: dict[str, object] = {"kind": type(item).__name__}
-            for field in item.__dataclass_fields__:  # type: ignore[attr-defined]
-                value = getattr(item, field)
+            for entry in item.__dataclass_fields__:  # type: ignore[attr-defined]
+                value = getattr(item, entry)
                 if isinstance(value, Tensor):
-                    tensors[f"{name}:{field}"] = value
+                    tensors[f"{name}:{entry}"] = value
                 else:
-                    fields[field] = value
+                    fields[entry] = value
             kinds[name] = fields
-        files.save(tensors, path, metadata={"isthmus.maps": json.dumps(kinds)})
+        for name, value in self.values.items():
+            # The format has no complex numbers: real and imaginary parts stand beside each other.
+            tensors[f"isthmus.values/{name}"] = torch.view_as_real(value) if value.is_complex() else value
+        described = {"isthmus.maps": json.dumps(kinds), "isthmus.values": json.dumps(list(self.values))}
+        files.save(tensors, path, metadata=described)
 
     @staticmethod
     def load(path: str | Path, graph: SymmetryGraph) -> Transport:
@@ -150,7 +174,8 @@ class Transport:
         Raises:
             InputError: the file holds no maps, or maps of another model.
         """
-        described = files.metadata(path).get("isthmus.maps")
+        given = files.metadata(path)
+        described = given.get("isthmus.maps")
         if described is None:
             raise InputError("the file holds no maps", [str(path)])
         tensors = files.load(path)
@@ -162,15 +187,17 @@ class Transport:
             prefix = f"{name}:"
             own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             maps[name] = kind(**own, **fields)
-        return Transport(graph, maps)
+        values = {
+            name: tensors[f"isthmus.values/{name}"] for name in json.loads(given.get("isthmus.values", "[]"))
+        }
+        planes = {name for name in values if name in graph.gauges and graph.gauges[name].kind == "planes"}
+        values |= {name: torch.view_as_complex(values[name]) for name in planes}
+        return Transport(graph, maps, values)
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.maps), default=0)
-        return "\n".join(f"{name:<{width}}  {item}" for name, item in self.maps.items())
-
-
-def _is_permutation(index: Tensor) -> bool:
-    return torch.equal(index.sort(-1).values, torch.arange(index.shape[-1]).expand(index.shape).to(index))
+        lines = [f"{name:<{width}}  {item}" for name, item in self.maps.items()]
+        return "\n".join([*lines, *(f"{name}  {tuple(value.shape)}" for name, value in self.values.items())])
 
 
 def _apply(tensor: Tensor, dim: int, axis: Axis, maps: Mapping[str, Map], role: str) -> Tensor:
@@ -189,47 +216,3 @@ def _apply(tensor: Tensor, dim: int, axis: Axis, maps: Mapping[str, Map], role: 
     pieces = tensor.split([part.size for part in axis.parts], dim)
     moved = [_apply(p, dim, part, maps, role) for p, part in zip(pieces, axis.parts, strict=True)]
     return torch.cat(moved, dim)
-
-
-def _outer_index(
-    orders: Mapping[str, Tensor], spaces: Mapping[str, Space], space: Space
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Old outer position of every new outer position, and the outer sizes."""
-    sizes = tuple(spaces[outer].size for outer in space.within)
-    grid = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij") if sizes else ()
-    new = dict(zip(space.within, grid, strict=True))
-    old = []
-    for outer in space.within:
-        order = orders.get(outer)
-        enclosing = tuple(new[name] for name in spaces[outer].within if name in new)
-        old.append(new[outer] if order is None else order[(*enclosing, new[outer])])
-    return tuple(old), sizes
-
-
-def _full(orders: Mapping[str, Tensor], space: Space, sizes: tuple[int, ...]) -> Tensor:
-    order = orders.get(space.name)
-    return torch.arange(space.size).expand(*sizes, -1) if order is None else order
-
-
-def _compose_orders(
-    first: Mapping[str, Tensor], then: Mapping[str, Tensor], spaces: Mapping[str, Space]
-) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    for name, space in spaces.items():
-        if name not in first and name not in then:
-            # An order per head moves along when the heads do.
-            continue
-        old, sizes = _outer_index(then, spaces, space)
-        ours, theirs = _full(first, space, sizes), _full(then, space, sizes)
-        result[name] = (ours[old] if old else ours).gather(-1, theirs)
-    return result
-
-
-def _invert_orders(orders: Mapping[str, Tensor], spaces: Mapping[str, Space]) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    # Outer spaces first: the inverse of an inner order is addressed through them.
-    for name in sorted(orders, key=lambda n: len(spaces[n].within)):
-        old, _ = _outer_index(result, spaces, spaces[name])
-        order = orders[name][old] if old else orders[name]
-        result[name] = order.argsort(-1)
-    return result

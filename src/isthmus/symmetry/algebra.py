@@ -7,198 +7,49 @@ less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
-from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, size
+from isthmus.symmetry.canonical import (
+    atoms,
+    canon,
+    find,
+    keys,
+    parts,
+    parts_of,
+    restrict,
+    same,
+    strands,
+    within,
+)
+from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, Woven, size
+
+__all__ = [
+    "atoms", "canon", "confine", "cut", "cut_at", "factor", "find", "freeze", "keys", "parts", "restrict", "same",
+    "sort", "split", "unify", "within",
+]  # fmt: skip
+
+#: Blocks into which a term is taken apart, one by one, where they have no common structure.
+APART = 64
 
 
-def find(atom: Atom) -> Atom:
-    """The representative of an atom's class (path halving)."""
-    while isinstance(atom.bound, Atom):
-        if isinstance(atom.bound.bound, Atom):
-            atom.bound = atom.bound.bound
-        atom = atom.bound
-    return atom
+def confine(atom: Atom, here: Iterable[Atom], mixed: frozenset[Atom]) -> None:
+    """Let an atom no longer depend on those of `mixed`, nor on what they will turn out to be.
 
-
-def canon(term: Term) -> Term:
-    """What a term has turned out to be: bindings followed, nests flattened, units dropped.
-
-    In the result a product has no factor of size one, no product as a factor, and a sum is a factor
-    only where nothing behind it depends on it; otherwise the product is distributed over it.
+    Args:
+        atom: an index set of a tensor.
+        here: what else the tensor has before it: all that an index set which could have depended on
+            anything may depend on from now on.
+        mixed: index sets along which an operation mixed the tensor.
     """
-    if isinstance(term, Atom):
-        root = find(term)
-        return root if root.bound is None else canon(root.bound)
-    if isinstance(term, Sum):
-        parts: list[Term] = []
-        for part in term.parts:
-            flat = canon(part)
-            parts.extend(flat.parts if isinstance(flat, Sum) else (flat,))
-        return parts[0] if len(parts) == 1 else Sum(tuple(parts))
-    if isinstance(term, Case):
-        branches = tuple((length, canon(branch)) for length, branch in term.branches)
-        first = branches[0][1]
-        return first if all(same(branch, first) for _, branch in branches) else Case(term.key, branches)
-    return _canon_product(term.factors)
-
-
-def same(left: Term, right: Term) -> bool:
-    """Whether two canonical terms are one index set, built in one way."""
-    if left is right or (size(left) == 1 and size(right) == 1):
-        return True
-    if isinstance(left, Product) and isinstance(right, Product):
-        ours, theirs = left.factors, right.factors
-    elif isinstance(left, Sum) and isinstance(right, Sum):
-        ours, theirs = left.parts, right.parts
-    elif isinstance(left, Case) and isinstance(right, Case) and left.key is right.key:
-        if [n for n, _ in left.branches] != [n for n, _ in right.branches]:
-            return False
-        ours, theirs = (tuple(branch for _, branch in case.branches) for case in (left, right))
-    else:
-        return False
-    sizes = [size(term) for term in ours] == [size(term) for term in theirs]
-    return sizes and all(map(same, ours, theirs))
-
-
-def _canon_product(factors: Sequence[Term]) -> Term:
-    flat: list[Term] = []
-    factors = _spliced(factors)
-    for index, factor in enumerate(factors):
-        rest = factors[index + 1 :]
-        found = [(key, start, stop) for key, start, stop, unit in keys(factor) if unit == 1]
-        if any(_depends(term, key) for term in rest for key, _, _ in found) or _inside_parts(factor, rest):
-            # The tail differs along this factor: distribute over its parts.
-            parts, offset = [], 0
-            for part in _parts(canon(factor)):
-                end = offset + size(part)
-                narrowed = list(rest)
-                for key, start, stop in found:
-                    if start <= offset and end <= stop:
-                        narrowed = [restrict(term, key, offset - start, end - start) for term in narrowed]
-                parts.append(_canon_product([part, *narrowed]))
-                offset = end
-            return _join_factors([*flat, canon(Sum(tuple(parts)))])
-        flat.append(canon(factor))
-    return _join_factors(flat)
-
-
-def _spliced(factors: Iterable[Term]) -> list[Term]:
-    """Factors of factors, so that each thing along which a later one may differ stands by itself."""
-    found: list[Term] = []
-    for factor in factors:
-        bound = find(factor).bound if isinstance(factor, Atom) else factor
-        found += _spliced(bound.factors) if isinstance(bound, Product) else [factor]
-    return found
-
-
-def _inside_parts(factor: Term, rest: Sequence[Term]) -> bool:
-    """Whether what stands behind a sum has an order per index of one of its parts."""
-    whole = canon(factor)
-    if not isinstance(whole, Sum):
-        return False
-    here = set(atoms(whole))
-    return any(here & (within(atom) or frozenset()) for term in rest for atom in atoms(canon(term)))
-
-
-def _join_factors(factors: Iterable[Term]) -> Term:
-    flat: list[Term] = []
-    for factor in factors:
-        if isinstance(factor, Product):
-            flat.extend(factor.factors)
-        elif size(factor) != 1:
-            flat.append(factor)
-    if not flat:
-        return Atom(1)
-    return flat[0] if len(flat) == 1 else Product(tuple(flat))
-
-
-def parts(term: Term) -> tuple[Term, ...]:
-    """What a term is, one after another."""
-    return _parts(canon(term))
-
-
-def _parts(term: Term) -> tuple[Term, ...]:
-    return term.parts if isinstance(term, Sum) else (term,)
-
-
-def keys(term: Term, start: int = 0, unit: int = 1) -> Iterator[tuple[Atom, int, int, int]]:
-    """Every atom inside a term that was cut into a sum: (atom, start, stop, unit).
-
-    Start and stop are positions in the term in units of `unit` indices.
-    """
-    if isinstance(term, Atom):
-        if isinstance(term.bound, Sum):
-            yield term, start, start + term.size, unit
-        if term.bound is not None:
-            yield from keys(term.bound, start, unit)
-    elif isinstance(term, Sum):
-        for part in term.parts:
-            yield from keys(part, start, unit)
-            start += size(part)
-    elif isinstance(term, Product) and start == 0:
-        inner = size(term)
-        for factor in term.factors:
-            inner //= size(factor)
-            if size(factor) != 1:
-                yield from keys(factor, 0, unit * inner)
-                break
-
-
-def _depends(term: Term, key: Atom) -> bool:
-    if isinstance(term, Atom):
-        return term.bound is not None and _depends(term.bound, key)
-    if isinstance(term, Case):
-        return term.key is key or any(_depends(branch, key) for _, branch in term.branches)
-    return any(_depends(t, key) for t in (term.factors if isinstance(term, Product) else term.parts))
-
-
-def restrict(term: Term, key: Atom, start: int, stop: int) -> Term:
-    """What a term is where the index along `key` lies in start..stop."""
-    if not _depends(term, key):
-        return term
-    if isinstance(term, Atom):
-        assert term.bound is not None
-        return restrict(term.bound, key, start, stop)
-    if isinstance(term, Product):
-        return Product(tuple(restrict(f, key, start, stop) for f in term.factors))
-    if isinstance(term, Sum):
-        return Sum(tuple(restrict(p, key, start, stop) for p in term.parts))
-    if term.key is not key:
-        return Case(term.key, tuple((n, restrict(b, key, start, stop)) for n, b in term.branches))
-    chosen: list[tuple[int, Term]] = []
-    offset = 0
-    for length, branch in term.branches:
-        low, high = max(start, offset), min(stop, offset + length)
-        if low < high:
-            chosen.append((high - low, restrict(branch, key, start, stop)))
-        offset += length
-    if len(chosen) == 1:
-        return chosen[0][1]
-    if (start, stop) == (0, offset):
-        return term
-    part = Atom(stop - start)
-    part.bound = Sum(tuple(Atom(n) for n, _ in chosen))
-    return Case(part, tuple(chosen))
-
-
-def atoms(term: Term) -> Iterator[Atom]:
-    """The atoms of a canonical term, with repetition, left to right."""
-    if isinstance(term, Atom):
-        yield term
-    elif isinstance(term, Case):
-        for _, branch in term.branches:
-            yield from atoms(branch)
-    else:
-        for part in term.factors if isinstance(term, Product) else term.parts:
-            yield from atoms(part)
-
-
-def within(atom: Atom) -> frozenset[Atom] | None:
-    """The representatives of the atoms that an atom's permutation may depend on."""
+    if atom.frozen:
+        return
     if atom.within is None:
-        return None
-    return frozenset(a for outer in atom.within for a in atoms(canon(outer)) if a.size > 1)
+        atom.within = frozenset(a for a in here if a not in mixed and not _leads_to(a, {atom}))
+        for outer in atom.within:
+            outer.dependents.append(atom)
+    if atom.within:
+        atom.barred |= mixed
 
 
 def freeze(term: Term, reason: str) -> None:
@@ -214,6 +65,7 @@ def split(atom: Atom, outer: int) -> tuple[Atom, Atom]:
     first = Atom(outer, context, atom.frozen, atom.reason)
     second = Atom(atom.size // outer, (context or frozenset()) | {first}, atom.frozen, atom.reason)
     first.marks = second.marks = atom.marks
+    first.barred = second.barred = atom.barred
     atom.bound = Product((first, second))
     for dependent in atom.dependents:
         root = find(dependent)
@@ -227,7 +79,7 @@ def cut(atom: Atom, sizes: Sequence[int]) -> tuple[Atom, ...]:
     """Refine an atom into consecutive parts; what depended on it now differs part by part."""
     pieces = tuple(Atom(n, atom.within, atom.frozen, atom.reason) for n in sizes)
     for piece in pieces:
-        piece.marks = atom.marks
+        piece.marks, piece.barred = atom.marks, atom.barred
     dependents = [d for d in dict.fromkeys(map(find, atom.dependents)) if d.bound is None and not d.frozen]
     # Outer dependents come first: a head is told apart before what is inside it.
     for dependent in sorted(dependents, key=lambda d: len(within(d) or ())):
@@ -241,7 +93,7 @@ def cut(atom: Atom, sizes: Sequence[int]) -> tuple[Atom, ...]:
                 for a in atoms(canon(restrict(outer, atom, offset, end)))
             }
             branch = Atom(dependent.size, frozenset(a for a in context if a.size > 1))
-            branch.marks = dependent.marks
+            branch.marks, branch.barred = dependent.marks, dependent.barred
             branches.append((piece.size, branch))
             offset = end
         dependent.bound = Case(atom, tuple(branches))
@@ -259,39 +111,85 @@ def factor(term: Term, outer: int) -> tuple[Term, Term] | None:
         return (Atom(1), term) if outer == 1 else (term, Atom(1))
     if isinstance(term, Atom):
         return split(term, outer)
+    if isinstance(term, Case):
+        halves = [(n, factor(branch, outer)) for n, branch in term.branches]
+        if any(pair is None for _, pair in halves):
+            return None
+        return (
+            Case(term.key, tuple((n, pair[0]) for n, pair in halves if pair)),
+            Case(term.key, tuple((n, pair[1]) for n, pair in halves if pair)),
+        )
+    if all(atom.frozen for atom in atoms(term)) and not isinstance(term, Product):
+        return None
     if isinstance(term, Product):
-        left: list[Term] = []
-        for index, item in enumerate(term.factors):
-            n = size(item)
-            if outer >= n and outer % n == 0:
-                left.append(item)
-                outer //= n
-                if outer == 1:
-                    return Product(tuple(left)), Product(term.factors[index + 1 :])
-                continue
-            halves = factor(item, outer)
-            if halves is None:
-                return None
-            return Product((*left, halves[0])), Product((halves[1], *term.factors[index + 1 :]))
-        return None
-    inner = total // outer
-    if isinstance(term, Sum):
-        if any(size(part) % inner for part in term.parts):
+        found = _factor_product(term, outer)
+    elif isinstance(term, Sum):
+        found = _factor_sum(term, total // outer)
+    else:
+        found = _factor_woven(term, outer)
+    return found or _apart(term, outer)
+
+
+def _factor_product(term: Product, outer: int) -> tuple[Term, Term] | None:
+    left: list[Term] = []
+    for index, item in enumerate(term.factors):
+        n = size(item)
+        if outer >= n and outer % n == 0:
+            left.append(item)
+            outer //= n
+            if outer == 1:
+                return Product(tuple(left)), Product(term.factors[index + 1 :])
+            continue
+        if n % outer:
             return None
-        pairs = [factor(part, size(part) // inner) for part in term.parts]
-        if any(pair is None for pair in pairs):
+        halves = factor(item, outer)
+        if halves is None:
             return None
-        found = [pair for pair in pairs if pair is not None]
-        key = Atom(outer)
-        key.bound = Sum(tuple(first for first, _ in found))
-        return key, Case(key, tuple((size(first), second) for first, second in found))
-    halves = [(n, factor(branch, outer)) for n, branch in term.branches]
-    if any(pair is None for _, pair in halves):
+        return Product((*left, halves[0])), Product((halves[1], *term.factors[index + 1 :]))
+    return None
+
+
+def _factor_sum(term: Sum, inner: int) -> tuple[Term, Term] | None:
+    if any(size(part) % inner for part in term.parts):
         return None
+    pairs = [factor(part, size(part) // inner) for part in term.parts]
+    found = [pair for pair in pairs if pair is not None]
     return (
-        Case(term.key, tuple((n, pair[0]) for n, pair in halves if pair)),
-        Case(term.key, tuple((n, pair[1]) for n, pair in halves if pair)),
+        _by_part([first for first, _ in found], [second for _, second in found])
+        if len(found) == len(pairs)
+        else None
     )
+
+
+def _by_part(heads: Sequence[Term], tails: Sequence[Term]) -> tuple[Term, Term]:
+    """Outer x inner, where the inner term differs along the parts of the outer one."""
+    key = Atom(sum(map(size, heads)))
+    key.bound = Sum(tuple(heads))
+    return key, Case(key, tuple((size(head), tail) for head, tail in zip(heads, tails, strict=True)))
+
+
+def _factor_woven(term: Woven, outer: int) -> tuple[Term, Term] | None:
+    """Blocks that are all woven alike, if they are; blocks then move together, in every part."""
+    inner = len(term.order) // outer
+    turn = term.order[:inner]
+    if turn * outer != term.order:
+        return None
+    pairs = [factor(part, outer) for part in term.parts]
+    found = [pair for pair in pairs if pair is not None]
+    if len(found) < len(pairs):
+        return None
+    for head, _ in found[1:]:
+        unify(found[0][0], head, "woven")
+    return found[0][0], Woven(tuple(tail for _, tail in found), turn)
+
+
+def _apart(term: Term, outer: int) -> tuple[Term, Term] | None:
+    """Blocks that have nothing in common: each has its place, and inside an order of its own."""
+    if outer > APART or all(atom.frozen for atom in atoms(term)):
+        return None
+    inner = size(term) // outer
+    pieces = cut_at(term, [inner * (block + 1) for block in range(outer)])
+    return None if pieces is None else _by_part([Atom(1) for _ in pieces], pieces)
 
 
 def cut_at(term: Term, bounds: Sequence[int]) -> list[Term] | None:
@@ -321,20 +219,134 @@ def cut_at(term: Term, bounds: Sequence[int]) -> list[Term] | None:
                 result[where].append(piece)
                 offset += size(piece)
         return [Sum(tuple(parts)) for parts in result]
-    if isinstance(term, Product):
-        # A product can be cut between blocks of its leading factor, nowhere else.
-        head, tail = term.factors[0], term.factors[1:]
-        inner = size(term) // size(head)
-        if any(bound % inner for bound in bounds):
+    if isinstance(term, Woven):
+        return _cut_woven(term, bounds)
+    if isinstance(term, Case):
+        branches = [(n, cut_at(branch, bounds)) for n, branch in term.branches]
+        if any(pieces is None for _, pieces in branches):
             return None
-        heads = cut_at(head, [bound // inner for bound in bounds])
-        if heads is None:
-            return None
-        whole = canon(Product((head, *tail)))
-        if isinstance(whole, Sum):
-            return cut_at(whole, bounds)
+        return [
+            Case(term.key, tuple((n, pieces[index]) for n, pieces in branches if pieces))
+            for index in range(len(bounds))
+        ]
+    return _cut_product(term, bounds)
+
+
+def _cut_product(term: Product, bounds: Sequence[int]) -> list[Term] | None:
+    """Between blocks of the leading factor; a block in which a bound falls stands alone, and is cut itself."""
+    head, tail = term.factors[0], term.factors[1:]
+    inner = size(term) // size(head)
+    blocks = sorted({block for bound in bounds for block in (bound // inner, -(-bound // inner))} - {0})
+    heads = cut_at(head, blocks)
+    if heads is None:
+        return None
+    whole = canon(term)
+    if isinstance(whole, (Sum, Woven)):
+        return cut_at(whole, bounds)
+    if all(bound % inner == 0 for bound in bounds):
         return [Product((piece, *tail)) for piece in heads]
-    return None
+    return cut_at(Sum(tuple(Product((piece, *tail)) for piece in heads)), bounds)
+
+
+def _cut_woven(term: Woven, bounds: Sequence[int]) -> list[Term] | None:
+    turns = [term.order[start:stop] for start, stop in zip((0, *bounds[:-1]), bounds, strict=True)]
+    return _sorted_parts(term, [piece for piece, turn in enumerate(turns) for _ in turn], turns)
+
+
+def _sorted_parts(
+    term: Sum | Woven, labels: Sequence[int], turns: Sequence[Sequence[int]]
+) -> list[Term] | None:
+    """The indices of each label, by part: what `sort` does with a term that has parts.
+
+    Args:
+        term: the term.
+        labels: one for each index.
+        turns: for each label, the parts that its indices lie in, in order.
+    """
+    parts, where = strands(term)
+    inside: list[list[int]] = [[] for _ in parts]
+    for part, label in zip(where, labels, strict=True):
+        inside[part].append(label)
+    pieces: list[dict[int, Term]] = []
+    for part, found in zip(parts, inside, strict=True):
+        made = sort(part, found)
+        if made is None:
+            return None
+        pieces.append(dict(zip(dict.fromkeys(found), made, strict=True)))
+    result: list[Term] = []
+    for label, turn in enumerate(turns):
+        here = list(dict.fromkeys(turn))
+        number = {part: position for position, part in enumerate(here)}
+        result.append(
+            Woven(tuple(pieces[part][label] for part in here), tuple(number[part] for part in turn))
+        )
+    return result
+
+
+def sort(term: Term, labels: Sequence[int]) -> list[Term] | None:
+    """Write a term as the indices of each label, in turn, refining it; None where that is impossible.
+
+    Args:
+        term: what to take apart.
+        labels: one for each index.
+
+    Returns:
+        A term for each label, in the order of their first indices.
+    """
+    term = canon(term)
+    number = {label: position for position, label in enumerate(dict.fromkeys(labels))}
+    labels = [number[label] for label in labels]
+    if len(number) == 1:
+        return [term]
+    if all(a <= b for a, b in itertools.pairwise(labels)):
+        return cut_at(
+            term, [*(i + 1 for i, (a, b) in enumerate(itertools.pairwise(labels)) if a < b), len(labels)]
+        )
+    if isinstance(term, Atom):
+        return list(_scatter(term, labels))
+    if isinstance(term, (Sum, Woven)):
+        turns: list[list[int]] = [[] for _ in number]
+        for part, label in zip(strands(term)[1], labels, strict=True):
+            turns[label].append(part)
+        return _sorted_parts(term, labels, turns)
+    if isinstance(term, Case):
+        return None
+    head, tail = term.factors[0], Product(term.factors[1:])
+    inner = size(tail)
+    rows = [labels[start : start + inner] for start in range(0, len(labels), inner)]
+    if all(len(set(row)) == 1 for row in rows):
+        heads = sort(head, [row[0] for row in rows])
+        whole = canon(term)
+        if heads is None or isinstance(whole, (Sum, Woven)):
+            return None if heads is None else sort(whole, labels)
+        return [Product((piece, tail)) for piece in heads]
+    if all(row == rows[0] for row in rows):
+        tails = sort(tail, rows[0])
+        whole = canon(term)
+        if tails is None or isinstance(whole, (Sum, Woven)):
+            return None if tails is None else sort(whole, labels)
+        return [Product((head, piece)) for piece in tails]
+    if size(head) > APART:
+        return None
+    heads = cut_at(head, range(1, size(head) + 1))
+    whole = canon(term)
+    if heads is None or isinstance(whole, (Sum, Woven)):
+        return None if heads is None else sort(whole, labels)
+    return sort(Sum(tuple(tail for _ in heads)), labels)
+
+
+def _scatter(atom: Atom, labels: Sequence[int]) -> tuple[Atom, ...]:
+    """Refine an atom into parts that lie scattered in it; what depended on it no longer does."""
+    for dependent in dict.fromkeys(map(find, atom.dependents)):
+        if dependent.bound is None and dependent.within is not None:
+            dependent.barred |= {atom}
+    pieces = tuple(
+        Atom(labels.count(label), atom.within, atom.frozen, atom.reason) for label in dict.fromkeys(labels)
+    )
+    for piece in pieces:
+        piece.marks, piece.barred = atom.marks, atom.barred
+    atom.bound = Woven(pieces, tuple(labels))
+    return pieces
 
 
 def unify(left: Term, right: Term, reason: str) -> None:
@@ -343,6 +355,7 @@ def unify(left: Term, right: Term, reason: str) -> None:
     Raises:
         ValueError: the sizes differ.
     """
+    roots = [find(term) for term in (left, right) if isinstance(term, Atom)]
     left, right = canon(left), canon(right)
     if size(left) != size(right):
         raise ValueError(f"{reason}: a dimension of {size(left)} meets one of {size(right)}")
@@ -351,6 +364,8 @@ def unify(left: Term, right: Term, reason: str) -> None:
     if isinstance(left, Atom) and isinstance(right, Atom):
         _merge(left, right)
         return
+    if all(atom.frozen for term in (left, right) for atom in atoms(term)):
+        return
     if isinstance(left, Case) or isinstance(right, Case):
         _unify_case(left, right, reason)
         return
@@ -358,10 +373,26 @@ def unify(left: Term, right: Term, reason: str) -> None:
         freeze(left, reason)
         freeze(right, reason)
         return
+    if isinstance(left, Woven) or isinstance(right, Woven):
+        _unify_woven(left, right, reason)
+        return
     if isinstance(left, Sum) or isinstance(right, Sum):
         _unify_sums(left, right, reason)
+        if len(roots) == 2:
+            _join_keys(*roots)
         return
     _unify_products(left, right, reason)
+
+
+def _join_keys(left: Atom, right: Atom) -> None:
+    """Two atoms that were cut into the same parts are one: what differs along one differs along the other."""
+    if (
+        left is not right
+        and isinstance(left.bound, Sum)
+        and isinstance(right.bound, Sum)
+        and _same(left, right)
+    ):
+        right.bound = left
 
 
 def _occurs(left: Term, right: Term) -> bool:
@@ -380,6 +411,7 @@ def _merge(left: Atom, right: Atom) -> None:
         outer.dependents.append(left)
     left.dependents.extend(right.dependents)
     left.marks = left.marks | right.marks
+    left.barred = left.barred | right.barred if context else frozenset()
     if right.frozen and not left.frozen:
         left.frozen, left.reason = True, right.reason
 
@@ -390,7 +422,7 @@ def _leads_to(atom: Atom, targets: set[Atom]) -> bool:
 
 def _unify_case(left: Term, right: Term, reason: str) -> None:
     if isinstance(left, Case) and isinstance(right, Case):
-        same_key = left.key is right.key or canon(left.key) is canon(right.key) or _same(left.key, right.key)
+        same_key = find(left.key) is find(right.key) or _same(left.key, right.key)
         if same_key and [n for n, _ in left.branches] == [n for n, _ in right.branches]:
             for (_, a), (_, b) in zip(left.branches, right.branches, strict=True):
                 unify(a, b, reason)
@@ -409,13 +441,13 @@ def _unify_case(left: Term, right: Term, reason: str) -> None:
 def _same(left: Atom, right: Atom) -> bool:
     a, b = canon(left), canon(right)
     if isinstance(a, Sum) and isinstance(b, Sum) and len(a.parts) == len(b.parts):
-        return all(x is y or (size(x) == size(y) == 1) for x, y in zip(a.parts, b.parts, strict=True))
-    return False
+        return all(x is y for x, y in zip(a.parts, b.parts, strict=True))
+    return a is b
 
 
 def _bounds(term: Term) -> list[int]:
     ends, offset = [], 0
-    for part in _parts(term):
+    for part in parts_of(term):
         offset += size(part)
         ends.append(offset)
     return ends
@@ -425,6 +457,26 @@ def _unify_sums(left: Term, right: Term, reason: str) -> None:
     bounds = sorted({*_bounds(left), *_bounds(right)})
     ours = cut_at(left, bounds)
     theirs = cut_at(right, bounds) if ours is not None else None
+    if ours is None or theirs is None:
+        freeze(left, reason)
+        freeze(right, reason)
+        return
+    for a, b in zip(ours, theirs, strict=True):
+        unify(a, b, reason)
+        # Where two dimensions were cut into units, those are the same places of one dimension.
+        one, other = canon(a), canon(b)
+        if size(one) == 1 and one is not other and isinstance(one, Atom) and isinstance(other, Atom):
+            one.frozen |= other.frozen
+            other.bound = one
+
+
+def _unify_woven(left: Term, right: Term, reason: str) -> None:
+    """Index by index: what lies in one part on the left and in one on the right is one term."""
+    labels = list(zip(strands(left)[1], strands(right)[1], strict=True))
+    number = {label: position for position, label in enumerate(dict.fromkeys(labels))}
+    cells = [number[label] for label in labels]
+    ours = sort(left, cells)
+    theirs = sort(right, cells) if ours is not None else None
     if ours is None or theirs is None:
         freeze(left, reason)
         freeze(right, reason)
@@ -454,7 +506,7 @@ def _unify_products(left: Term, right: Term, reason: str) -> None:
                 theirs.insert(0, halves[1])
         unify(a, b, reason)
         rests = [Product((a, *ours)), Product((b, *theirs))]
-        if (ours or theirs) and any(isinstance(canon(rest), Sum) for rest in rests):
+        if (ours or theirs) and any(isinstance(canon(rest), (Sum, Woven)) for rest in rests):
             # The head turned out to be a sum along which a tail differs: compare part by part.
             unify(rests[0], rests[1], reason)
             return

@@ -1,7 +1,7 @@
 """Axes: what a finished reading says of a dimension. Plain data, and a small notation for it.
 
-An axis is a space (`conv1`), a fixed run of indices (`3`), a product in row-major order (`(heads width)`)
-or a concatenation (`query + key + value`).
+An axis is a space (`conv1`), a fixed run of indices (`3`), a product in row-major order (`(heads width)`),
+a concatenation (`query + key + value`) or axes whose indices come in turn (`left & right`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,46 @@ class Concat:
         return " + ".join(map(str, self.parts))
 
 
-Axis = Leaf | Blocks | Concat
+@dataclass(frozen=True)
+class Interleaved:
+    """Axes whose indices come in turn, each in its own order: what a channel shuffle leaves.
+
+    Attributes:
+        strands: the axes.
+        order: for each position, which strand gives the next of its indices.
+    """
+
+    strands: tuple[Axis, ...]
+    order: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.order)
+
+    @property
+    def concatenated(self) -> Concat:
+        """The strands one after another: this axis, once its positions are taken in the order `gathered`."""
+        return Concat(self.strands)
+
+    @property
+    def gathered(self) -> tuple[int, ...]:
+        """The positions of each strand, strand after strand."""
+        return tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
+
+    def __str__(self) -> str:
+        return " & ".join(map(str, self.strands))
+
+
+Axis = Leaf | Blocks | Concat | Interleaved
+
+
+def parts_of(axis: Axis) -> tuple[Axis, ...]:
+    """What an axis is made of: factors, parts or strands; nothing for a leaf."""
+    if isinstance(axis, Leaf):
+        return ()
+    if isinstance(axis, Blocks):
+        return axis.factors
+    return axis.parts if isinstance(axis, Concat) else axis.strands
 
 
 def leaves(axis: Axis) -> Iterator[Leaf]:
@@ -60,7 +99,7 @@ def leaves(axis: Axis) -> Iterator[Leaf]:
     if isinstance(axis, Leaf):
         yield axis
     else:
-        for part in axis.factors if isinstance(axis, Blocks) else axis.parts:
+        for part in parts_of(axis):
             yield from leaves(part)
 
 
@@ -75,13 +114,17 @@ def without(axis: Axis, names: Collection[str]) -> Axis:
         return Leaf(axis.size) if axis.space in names else axis
     if isinstance(axis, Blocks):
         return Blocks(tuple(without(item, names) for item in axis.factors))
+    if isinstance(axis, Interleaved):
+        return Interleaved(tuple(without(strand, names) for strand in axis.strands), axis.order)
     return Concat(tuple(without(part, names) for part in axis.parts))
 
 
 def to_json(axis: Axis) -> object:
-    """An axis as plain lists: a size, [space, size], {"blocks": [...]} or {"concat": [...]}."""
+    """An axis as plain lists: a size, [space, size], {"blocks": [...]}, {"concat": [...]} or {"turn": [...]}."""
     if isinstance(axis, Leaf):
         return axis.size if axis.space is None else [axis.space, axis.size]
     if isinstance(axis, Blocks):
         return {"blocks": [to_json(item) for item in axis.factors]}
+    if isinstance(axis, Interleaved):
+        return {"turn": [to_json(strand) for strand in axis.strands], "order": list(axis.order)}
     return {"concat": [to_json(part) for part in axis.parts]}

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf, leaves, spaces_of
+from isthmus.symmetry.axes import Axis, Blocks, Interleaved, Leaf, leaves, parts_of, spaces_of
 from isthmus.symmetry.graph import Space
 
 #: Space name -> order of its units.
@@ -88,8 +88,8 @@ def _digits(axis: Axis, position: Tensor) -> dict[str, Tensor]:
     """The index into each space of a product at these positions."""
     if isinstance(axis, Leaf):
         return {axis.space: position} if axis.space else {}
-    if isinstance(axis, Concat):
-        return {}
+    if not isinstance(axis, Blocks):
+        return {}  # which part a position lies in differs
     found: dict[str, Tensor] = {}
     stride = axis.size
     for item in axis.factors:
@@ -114,19 +114,24 @@ def _old(
     if isinstance(axis, Blocks):
         total = torch.zeros((), dtype=torch.long)
         stride = axis.size
-        enclosing = dict(outer)
+        # What is behind a factor may enclose it too (channels x groups), unless something before it does.
+        enclosing = {**outer, **_digits(axis, position)}
         for item in axis.factors:
             stride //= item.size
             digit = position // stride % item.size
             total = total + stride * _old(item, digit, enclosing, dim, orders, known)
             enclosing.update(_digits(item, digit))
         return total
-    # A concatenation is always the whole of what it stands on, or a factor behind others.
+    # Concatenated, or in turn: always the whole of what it stands on, or a factor behind others.
     result = position
-    start = 0
-    for part in axis.parts:
-        inside = (position >= start) & (position < start + part.size)
-        local = (position - start).clamp(0, part.size - 1)
-        result = torch.where(inside, start + _old(part, local, outer, dim, orders, known), result)
+    places, start = torch.arange(axis.size, device=position.device), 0
+    if isinstance(axis, Interleaved):
+        places = torch.tensor(axis.gathered, device=position.device)
+    local_of = places.argsort()[position]
+    for part in parts_of(axis):
+        local = local_of - start
+        inside = (local >= 0) & (local < part.size)
+        old = start + _old(part, local.clamp(0, part.size - 1), outer, dim, orders, known)
+        result = torch.where(inside, places[old], result)
         start += part.size
     return result

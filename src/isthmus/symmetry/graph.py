@@ -6,16 +6,21 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
 from isthmus.program import Program
 from isthmus.symmetry.axes import Axis, spaces_of, without
+from isthmus.symmetry.flow import Layout
+from isthmus.symmetry.gauges import Gauge, Opening, answering, gauges_of, group
 
 if TYPE_CHECKING:
     from isthmus.program import Inputs
+    from isthmus.symmetry.elements import Element
     from isthmus.symmetry.verify import Verification
 
 
@@ -42,7 +47,6 @@ class Space:
     Attributes:
         name: taken from the first weight that writes it.
         size: number of units.
-        group: the transformations that leave the function alone.
         within: outer spaces whose every index has an order of its own here (heads, groups).
         marks: operations that act on it elementwise.
         members: the weight axes that carry it.
@@ -50,14 +54,13 @@ class Space:
 
     name: str
     size: int
-    group: str = "permutation"
     within: tuple[str, ...] = ()
     marks: frozenset[str] = frozenset()
     members: tuple[Member, ...] = ()
 
     def __str__(self) -> str:
         inside = f" within {', '.join(self.within)}" if self.within else ""
-        return f"{self.name}: {self.size}, {self.group}{inside}"
+        return f"{self.name}: {self.size}{inside}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class SymmetryGraph:
         values: value name -> its axes.
         fixed: the weight axes (or parts of them) that stay.
         unknown: operations without a rule -> where they were met.
+        ones: weights that are known to be one everywhere: scales of norms folded into the weights behind.
+        refused: gauges that failed verification -> why.
     """
 
     program: Program
@@ -89,6 +94,63 @@ class SymmetryGraph:
     values: dict[str, tuple[Axis, ...]]
     fixed: tuple[Fixed, ...] = ()
     unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ones: frozenset[str] = frozenset()
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def _flows(self) -> Layout:
+        return Layout(self.program, self.layout, self.values, self.ones)
+
+    def answering(self, gauge: str) -> frozenset[str]:
+        """The values of the program that a sign negates, or that a scale scales.
+
+        Args:
+            gauge: the name of a "sign" or a "positive" gauge.
+        """
+        return answering(self._flows, self.gauges[gauge])
+
+    @cached_property
+    def _freedoms(self) -> tuple[dict[str, Gauge], dict[str, Opening]]:
+        layout = self._flows
+        gauges: dict[str, Gauge] = {}
+        openings: dict[str, Opening] = {}
+        outer = {name for space in self.spaces.values() for name in space.within}
+        for name, space in self.spaces.items():
+            found, opening = gauges_of(layout, name, space.size, space.within, name not in outer)
+            gauges |= {gauge.name: gauge for gauge in found}
+            if opening is not None:
+                openings[name] = opening
+        return gauges | self._planes(), openings
+
+    def _planes(self) -> dict[str, Gauge]:
+        """The gauges of rotary heads, which are tried on numbers: on the meta device there are none."""
+        from isthmus.symmetry.planes import planes
+        from isthmus.symmetry.verify import batch_for
+
+        if any(value.is_meta for value in self.program.constants.values()):
+            return {}
+        program = self.program.to("cpu", torch.float64)
+        found = planes(program, self.layout, self.values, batch_for(program, None, 0))
+        return {gauge.name: gauge for gauge in found}
+
+    @cached_property
+    def gauges(self) -> dict[str, Gauge]:
+        """Freedoms beyond the order of units: scales, signs, rotations, changes of basis."""
+        return {name: gauge for name, gauge in self._freedoms[0].items() if name not in self.refused}
+
+    @cached_property
+    def openings(self) -> dict[str, Opening]:
+        """Spaces that could turn if the scales of the norms on them were ones: see `fold_norms`."""
+        return self._freedoms[1]
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Space -> the name of its group: the transformations that leave the function alone."""
+        found: dict[str, list[Gauge]] = {name: [] for name in self.spaces}
+        for gauge in self.gauges.values():
+            if gauge.space in found:
+                found[gauge.space].append(gauge)
+        return {name: group(gauges) for name, gauges in found.items()}
 
     @cached_property
     def unread(self) -> tuple[str, ...]:
@@ -137,6 +199,76 @@ class SymmetryGraph:
 
         return verify(self, model, example, seed=seed, each=each)
 
+    def random_element(self, seed: int = 0) -> Element:
+        """An element of the full group in general position: applied to a model, it changes no output.
+
+        Args:
+            seed: of the random numbers.
+        """
+        from isthmus.symmetry.elements import random_element
+
+        return random_element(self, torch.Generator().manual_seed(seed))
+
+    def fold_norms(self, weights: Mapping[str, Tensor] | nn.Module) -> dict[str, Tensor]:
+        """Weights of the same function in which the weights behind each norm have taken over its scale.
+
+        They load in the model's own class, and `folded` is their graph: there the spaces that only such norms and
+        linear operations touch, as the residual stream of a pre-norm transformer, may be rotated.
+
+        Args:
+            weights: a model or its state dict.
+
+        Returns:
+            The folded state dict, in the dtypes it came in; the arithmetic is float64.
+
+        Raises:
+            InputError: no norm can be folded; every reason is listed.
+
+        Source: Ashkboos et al., SliceGPT, arXiv:2401.15024, section 3.
+        """
+        from isthmus.symmetry.folding import fold_norms
+
+        return fold_norms(self, weights.state_dict() if isinstance(weights, nn.Module) else weights)
+
+    @cached_property
+    def folded(self) -> SymmetryGraph:
+        """The graph of weights that `fold_norms` has returned: richer groups where norms were folded."""
+        from isthmus.symmetry.folding import folded
+
+        return folded(self)
+
+    def save(self, path: str | Path, verification: Verification | None = None) -> Path:
+        """Write the graph as JSON, without its program; see `load`.
+
+        Args:
+            path: of the file.
+            verification: how the graph was checked, kept as a sentence.
+        """
+        from isthmus.symmetry.saved import save
+
+        return save(self, path, verification)
+
+    @staticmethod
+    def load(path: str | Path) -> SymmetryGraph:
+        """Read a graph that `save` wrote: weights can be moved and matched by it without the model's code.
+
+        Raises:
+            InputError: the file cannot be read, is of another version, or contradicts itself.
+        """
+        from isthmus.symmetry.saved import load
+
+        return load(path)
+
+    def require_folded(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise InputError where weights are not folded and the graph is of folded ones."""
+        found = [key for key in sorted(self.ones) if key in weights and not bool((weights[key] == 1).all())]
+        if found:
+            raise InputError(
+                "these weights have norms that are not folded, and the graph is of folded weights",
+                found[:8],
+                hint="pass graph.fold_norms(weights)",
+            )
+
     def frozen(self, reasons: Mapping[str, str]) -> SymmetryGraph:
         """The same graph with some spaces fixed: always right, only less.
 
@@ -172,7 +304,7 @@ class SymmetryGraph:
         lines = [
             f"{len(self.spaces)} spaces, {self.coverage:.1%} of the parameters move",
             *(
-                f"  {space.name:<{width}}  {space.size:>6}  {space.group}"
+                f"  {space.name:<{width}}  {space.size:>6}  {self.groups[space.name]}"
                 + (f" within {', '.join(space.within)}" if space.within else "")
                 + "\n"
                 + _members(space, width)

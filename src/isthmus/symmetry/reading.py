@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from isthmus.program import Program
 from isthmus.symmetry import algebra, rules
 from isthmus.symmetry.rules import Axes
-from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, size
+from isthmus.symmetry.terms import Atom, Case, Product, Term, size
 
 Role = str
 
@@ -68,9 +68,10 @@ class Reading:
         What has an order per head stays so only if the heads are known to be the same before it.
         """
 
-        def depth(pair: tuple[Term, Term]) -> int:
-            found = (algebra.within(a) for term in pair for a in algebra.atoms(algebra.canon(term)))
-            return max(len(context or ()) for context in found)
+        def depth(pair: tuple[Term, Term]) -> tuple[bool, int]:
+            terms = [algebra.canon(term) for term in pair]
+            found = (algebra.within(a) for term in terms for a in algebra.atoms(term))
+            return any(map(cases, terms)), max(len(context or ()) for context in found)
 
         for left, right in sorted(pairs, key=depth):
             self.unify(left, right)
@@ -106,19 +107,19 @@ class Reading:
         What is inside a head may be ordered per head only as long as heads are never mixed.
         """
         chosen = {d % len(axes) for d in dims}
-        mixed = {a for d in chosen for a in algebra.atoms(algebra.canon(axes[d]))}
-        for index, term in enumerate(axes):
-            if index not in chosen:
-                self.share(term, mixed)
-
-    def share(self, term: Term, mixed: set[Atom]) -> None:
-        """Let the atoms of a term no longer depend on those of `mixed`."""
-        for case in _cases(algebra.canon(term)):
-            collapse(case, self.place)
-        for atom in algebra.atoms(algebra.canon(term)):
-            context = algebra.within(atom)
-            if context is not None and context & mixed:
-                atom.within = context - mixed
+        mixed = frozenset(a for d in chosen for a in algebra.atoms(algebra.canon(axes[d])))
+        rest = [term for index, term in enumerate(axes) if index not in chosen]
+        whole = {algebra.find(key) for term in rest for key, *_ in algebra.keys(term)}
+        whole -= {algebra.find(key) for d in chosen for key, *_ in algebra.keys(axes[d])}
+        here: set[Atom] = set()
+        for term in rest:
+            for case in cases(algebra.canon(term)):
+                if algebra.find(case.key) not in whole:
+                    collapse(case, self.place)
+            for atom in algebra.atoms(algebra.canon(term)):
+                algebra.confine(atom, here, mixed)
+                if not atom.frozen:
+                    here.add(atom)
 
     def reads(self, node: object, axis: int) -> None:
         """Note that a weight's axis is contracted with its input."""
@@ -155,7 +156,7 @@ class Reading:
             if name is not None and self.program.is_tensor(name):
                 for term in self.axes(self.program.nodes[name]):
                     algebra.freeze(term, "output")
-        self._settle()
+        self.settle()
 
     def _placeholder(self, node: fx.Node) -> Axes | None:
         value = node.meta.get("val")
@@ -230,14 +231,15 @@ class Reading:
             ]
         return None
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Until nothing changes: what depends on an index set that a tensor lacks is shared."""
         tensors = [axes for axes in self._all() if any(not _plain(term) for term in axes)]
         changed = True
         while changed:
             changed = False
             for axes in tensors:
-                changed |= settle(axes)
+                while settle(axes):
+                    changed = True
 
     def _all(self) -> Iterable[Axes]:
         for found in self._axes.values():
@@ -275,23 +277,17 @@ def settle(axes: Sequence[Term]) -> bool:
         Whether anything changed.
     """
     flat = [algebra.canon(term) for term in axes]
-    present = {key for term in axes for key, *_ in algebra.keys(term)}
+    present = {algebra.find(key) for term in axes for key, *_ in algebra.keys(term)}
     for index, term in enumerate(flat):
-        for case in _cases(term):
-            if case.key not in present and not all(a.frozen for a in algebra.atoms(case)):
+        for case in cases(term):
+            if algebra.find(case.key) not in present and not all(a.frozen for a in algebra.atoms(case)):
                 collapse(case, "differs along a dimension that is gone")
                 return True
-        for atom, left in _with_left(term, frozenset()):
+        for atom, left, right in _with_enclosing(term, frozenset(), ()):
             context = algebra.within(atom)
             if not context or atom.frozen:
                 continue
-            others = [
-                a
-                for i, other in enumerate(flat)
-                if i != index and not isinstance(other, (Sum, Case))
-                for a in algebra.atoms(other)
-                if a in context
-            ]
+            others = [*right, *(a for i, other in enumerate(flat) if i != index for a in _digits(other))]
             kept = frozenset(a for a in context if a in left or others.count(a) == 1)
             if kept != context:
                 atom.within = kept
@@ -299,24 +295,37 @@ def settle(axes: Sequence[Term]) -> bool:
     return False
 
 
-def _cases(term: Term) -> list[Case]:
+def cases(term: Term) -> list[Case]:
+    """What in a canonical term differs along another dimension."""
     if isinstance(term, Case):
         return [term]
     if isinstance(term, Atom):
         return []
     parts = term.factors if isinstance(term, Product) else term.parts
-    return [case for part in parts for case in _cases(part)]
+    return [case for part in parts for case in cases(part)]
 
 
-def _with_left(term: Term, left: frozenset[Atom]) -> list[tuple[Atom, frozenset[Atom]]]:
-    """Each atom of a canonical term with the atoms that enclose it."""
+def _digits(term: Term) -> list[Atom]:
+    """The atoms of which every position along a canonical term says an index."""
     if isinstance(term, Atom):
-        return [(term, left)]
+        return [term]
     if isinstance(term, Product):
-        found: list[tuple[Atom, frozenset[Atom]]] = []
-        for factor in term.factors:
-            found.extend(_with_left(factor, left))
-            left = left | frozenset(algebra.atoms(factor))
+        return [atom for item in term.factors for atom in _digits(item)]
+    return []
+
+
+def _with_enclosing(
+    term: Term, left: frozenset[Atom], right: tuple[Atom, ...]
+) -> list[tuple[Atom, frozenset[Atom], tuple[Atom, ...]]]:
+    """Each atom of a canonical term, with those before and those after it in the products around it."""
+    if isinstance(term, Atom):
+        return [(term, left, right)]
+    if isinstance(term, Product):
+        found: list[tuple[Atom, frozenset[Atom], tuple[Atom, ...]]] = []
+        for index, item in enumerate(term.factors):
+            behind = tuple(atom for later in term.factors[index + 1 :] for atom in _digits(later))
+            found.extend(_with_enclosing(item, left, (*behind, *right)))
+            left = left | frozenset(algebra.atoms(item))
         return found
     branches = [b for _, b in term.branches] if isinstance(term, Case) else term.parts
-    return [pair for branch in branches for pair in _with_left(branch, left)]
+    return [triple for branch in branches for triple in _with_enclosing(branch, left, right)]

@@ -36,7 +36,9 @@ def redraw(
     result: dict[str, Tensor] = {}
     for name, key in program.weights.items():
         shape = program.size(name)
-        if key not in graph.layout:
+        if key in graph.ones:
+            result[key] = torch.ones(shape, dtype=torch.float64)
+        elif key not in graph.layout:
             if key not in weights and program.nodes[name].users:
                 raise InputError(
                     "the graph has a buffer that only the model itself can supply",

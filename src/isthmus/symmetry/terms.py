@@ -1,9 +1,8 @@
 """Terms: what is known of a dimension while the program is being read.
 
 A dimension is an *atom* (an index set of which nothing more is known), a *product* of terms (row
-major), a *sum* of terms (in order), or a *case* (a term that differs along another dimension).
-Atoms unify and refine while the program is read, so a term is only meaningful together with the
-`Algebra` that made it.
+major), a *sum* of terms (in order), a *weave* of terms (in turn, as a channel shuffle leaves them), or a
+*case* (a term that differs along another dimension). Atoms unify and refine while the program is read.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ class Atom:
         reason: why it was frozen.
         within: the atoms whose index this one's permutation may depend on ("per head"); None for a
             set whose indices are all alike (copies, zeros), which may depend on anything.
-        bound: what the atom turned out to be: another atom, a product, a sum or a case.
+        bound: what the atom turned out to be: another atom, a product, a sum, a weave or a case.
+        barred: the atoms on which it may not depend, whatever `within` says: it was mixed along them.
         dependents: atoms that are `within` this one.
         marks: operations that act on this set elementwise; they decide its group.
     """
 
-    __slots__ = ("bound", "dependents", "frozen", "marks", "reason", "size", "within")
+    __slots__ = ("barred", "bound", "dependents", "frozen", "marks", "reason", "size", "within")
 
     def __init__(
         self, size: int, within: frozenset[Atom] | None = frozenset(), frozen: bool = False, reason: str = ""
@@ -35,6 +35,7 @@ class Atom:
         self.frozen = frozen
         self.reason = reason
         self.bound: Term | None = None
+        self.barred: frozenset[Atom] = frozenset()
         self.dependents: list[Atom] = []
         self.marks: set[str] = set()
         for outer in within or ():
@@ -59,6 +60,19 @@ class Sum:
 
 
 @dataclass(frozen=True, eq=False)
+class Woven:
+    """Terms in turn, each in its own order: what exchanging groups and channels makes of a concatenation.
+
+    Attributes:
+        parts: the terms.
+        order: for each position, which of them gives the next of its indices.
+    """
+
+    parts: tuple[Term, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """A term that differs along another dimension.
 
@@ -71,7 +85,7 @@ class Case:
     branches: tuple[tuple[int, Term], ...]
 
 
-Term = Atom | Product | Sum | Case
+Term = Atom | Product | Sum | Woven | Case
 
 
 def size(term: Term) -> int:
@@ -83,6 +97,6 @@ def size(term: Term) -> int:
         for factor in term.factors:
             total *= size(factor)
         return total
-    if isinstance(term, Sum):
+    if isinstance(term, (Sum, Woven)):
         return sum(size(part) for part in term.parts)
     return size(term.branches[0][1])

@@ -6,10 +6,10 @@ from torch import nn
 
 from isthmus.program import Inputs, Program, export
 from isthmus.symmetry import algebra
-from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf
+from isthmus.symmetry.axes import Axis, Blocks, Concat, Interleaved, Leaf
 from isthmus.symmetry.graph import Fixed, Member, Space, SymmetryGraph
-from isthmus.symmetry.reading import Reading, settle
-from isthmus.symmetry.terms import Atom, Case, Product, Term, size
+from isthmus.symmetry.reading import Reading, cases, collapse, settle
+from isthmus.symmetry.terms import Atom, Case, Product, Term, Woven, size
 
 
 def trace(model: nn.Module | Program, example: Inputs | None = None) -> SymmetryGraph:
@@ -90,14 +90,18 @@ class _Naming:
         return [name for name in ordered if self.program.is_tensor(name)]
 
     def _settle(self, weights: list[str]) -> None:
-        """A weight must say itself along what each of its axes differs."""
+        """A weight must say itself along what each of its axes differs, and along another axis it may not."""
+        terms = [term for name in weights for term in self.reading.axes(self.program.nodes[name])]
+        shared = [case for term in terms for case in cases(algebra.canon(term))]
+        for case in shared:
+            collapse(case, "differs along another axis of the weight")
+        if shared:
+            self.reading.settle()
+        for term in terms:
+            if cases(algebra.canon(term)):
+                algebra.freeze(term, "differs along another axis of the weight")
         for name in weights:
-            axes = self.reading.axes(self.program.nodes[name])
-            for index in range(len(axes)):
-                flat = algebra.canon(axes[index])
-                if any(isinstance(part, Case) for part in _walk(flat)):
-                    algebra.freeze(flat, "differs along another axis of the weight")
-            while settle(axes):
+            while settle(self.reading.axes(self.program.nodes[name])):
                 pass
 
     def _name(self, terms: dict[str, list[Term]]) -> None:
@@ -135,6 +139,11 @@ class _Naming:
             return factors[0] if len(factors) == 1 else Blocks(tuple(factors))
         if isinstance(term, Case):
             return Leaf(size(term))
+        if isinstance(term, Woven):
+            strands = [self._axis(part) for part in term.parts]
+            if all(isinstance(strand, Leaf) and strand.space is None for strand in strands):
+                return Leaf(size(term))
+            return Interleaved(tuple(strands), term.order)
         parts: list[Axis] = []
         for axis in map(self._axis, term.parts):
             last = parts[-1] if parts else None
@@ -182,11 +191,3 @@ class _Naming:
                     for reason, count in reasons.items()
                 ]
         return found
-
-
-def _walk(term: Term) -> list[Term]:
-    if isinstance(term, Atom):
-        return [term]
-    if isinstance(term, Case):
-        return [term]
-    return [t for part in (term.factors if isinstance(term, Product) else term.parts) for t in _walk(part)]

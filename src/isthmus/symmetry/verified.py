@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from isthmus.program import Inputs, Program
 from isthmus.symmetry import verify as checks
+from isthmus.symmetry.elements import random_element
 from isthmus.symmetry.gather import reorder
 from isthmus.symmetry.graph import SymmetryGraph
 from isthmus.symmetry.redraw import redraw
@@ -26,6 +27,7 @@ def verified(
     example: Inputs | None = None,
     *,
     weights: nn.Module | Mapping[str, Tensor] | None = None,
+    small: tuple[nn.Module, Inputs] | None = None,
     seed: int = 0,
 ) -> tuple[SymmetryGraph, Verification]:
     """Read the symmetries of a model and keep those that hold: the others are fixed, and named.
@@ -34,6 +36,8 @@ def verified(
         model: a module or a program as for `trace`, or a graph that was traced.
         example: inputs as for `trace`.
         weights: whose own weights are checked too; by default the model's, if it is a module.
+        small: for a model that is too large to be run, as one on the meta device: a narrower one of the same
+            class and depth, and its inputs. What holds there, with the same structure, holds here.
         seed: of the weights and elements drawn.
 
     Returns:
@@ -49,6 +53,10 @@ def verified(
         >>> found.ok, found.frozen
         (True, {})
     """
+    if small is not None:
+        from isthmus.symmetry.stand_in import verified_by  # it verifies the small one by this function
+
+        return verified_by(model, example, *small, seed=seed)
     graph = model if isinstance(model, SymmetryGraph) else trace(model, example)
     own = model if weights is None and isinstance(model, nn.Module) else weights
     frozen: dict[str, str] = {}
@@ -56,9 +64,13 @@ def verified(
     for _ in range(ROUNDS):
         if found.ok or math.isnan(found.error) or not found.failed:
             break
-        places = {name: culprit(graph, name, own, example, seed=seed) for name in found.failed}
-        frozen |= places
+        gauges = {name: f"relative error {e:.1e}" for name, e in found.failed.items() if name in graph.gauges}
+        places = {
+            name: culprit(graph, name, own, example, seed=seed) for name in found.failed if name not in gauges
+        }
+        frozen |= places | gauges
         graph = graph.frozen({name: f"fails verification at {where}" for name, where in places.items()})
+        graph = replace(graph, refused={**graph.refused, **gauges})
         found = graph.verify(own, example, seed=seed)
     if not math.isnan(found.error):
         found.require()
@@ -86,7 +98,7 @@ def culprit(
     generator = torch.Generator().manual_seed(seed)
     batch = checks.batch_for(program, example, seed)
     redrawn = redraw(graph, program, weights, batch, generator)
-    element = {space: checks.draw(graph, generator)[space]}
+    element = {space: random_element(graph, generator).orders[space]}
     names = [n.name for n in program.graph.nodes if n.op == "call_function" and program.is_tensor(n.name)]
     run = program.compile(taps=names)
     before: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.errors import VerificationError
 from isthmus.program import Batch, Inputs, Program, example_of
+from isthmus.symmetry.elements import Element, random_element
 from isthmus.symmetry.gather import reorder
 from isthmus.symmetry.graph import SymmetryGraph
 from isthmus.symmetry.redraw import double, redraw
@@ -34,7 +35,8 @@ class Verification:
         error: largest relative output error over all elements drawn; nan if nothing was run.
         bound: the error allowed.
         elements: how many elements were drawn.
-        failed: spaces whose element changed the output, with the error of each.
+        failed: spaces whose element changed the output, with the error of each; scales, signs and rotations
+            (gauges) under their own names.
         unobservable: spaces whose writers may be moved alone without the output changing; their
             symmetry could not be checked.
         own_weights: the error with the model's own weights; None if they were not given.
@@ -102,6 +104,7 @@ def verify(
         return Verification(
             math.nan, note="taken on the meta device; verify a smaller model of the same class instead"
         )
+    graph.require_folded(weights)
     program = graph.program.to("cpu", torch.float64)
     batch = batch_for(program, example, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -110,9 +113,10 @@ def verify(
     reference = run(redrawn)
     if not reference:
         return Verification(math.nan, note="the model returns no floating-point tensor to compare")
-    element = draw(graph, generator)
+    drawn = random_element(graph, generator)
+    element = drawn.orders
     names = list(graph.spaces)
-    if not names:
+    if not names and not drawn.values:
         return Verification(0.0, note="nothing moves")
     error = run.distance(moved(graph, redrawn, element), reference)
     failed: dict[str, float] = {}
@@ -128,13 +132,20 @@ def verify(
                 failed[name] = alone
         error = max([error, *failed.values()])
     if error > BOUND and not failed:
-        failed = _bisect(graph, redrawn, element, names, run, reference)
+        failed = _bisect(graph, redrawn, Element(element), names, run, reference)
+    if drawn.values and not failed:
+        richer = run.distance(drawn.apply(graph, redrawn), reference)
+        count += 1
+        error = max(error, richer)
+        if richer > BOUND:
+            failed = _bisect(graph, redrawn, drawn, list(drawn.values), run, reference)
     own = None
     if weights:
         real = _cast(graph.program, weights)
         before = run(real)
         if any(bool(torch.isfinite(t).any()) for t in before):
-            own = run.distance(moved(graph, real, element), before)
+            whole = drawn.only([*element, *(name for name in drawn.values if name not in failed)])
+            own = run.distance(whole.apply(graph, real), before)
             error = max(error, own)
             count += 1
     return Verification(
@@ -143,29 +154,17 @@ def verify(
         failed=failed,
         unobservable=_unobservable(graph, redrawn, element, run, reference),
         own_weights=own,
-        note=f"float64, {_checked(names, each, own, bool(weights))}",
+        note=f"float64, {_checked(names, len(drawn.values), each, own, bool(weights))}",
     )
 
 
-def _checked(names: list[str], each: bool, own: float | None, given: bool) -> str:
+def _checked(names: list[str], richer: int, each: bool, own: float | None, given: bool) -> str:
     """What was checked, in words."""
     alone = f"{len(names)} spaces together" + (" and each alone" if each else "")
+    alone += f", {richer} scales, signs and rotations" if richer else ""
     if own is not None:
         return f"redrawn weights ({alone}) and own weights"
     return f"redrawn weights ({alone})" + ("; on its own weights no output is finite" if given else "")
-
-
-def draw(graph: SymmetryGraph, generator: torch.Generator) -> dict[str, Tensor]:
-    """A random element without fixed points: an order for each space."""
-    orders: dict[str, Tensor] = {}
-    for name, space in graph.spaces.items():
-        families = [graph.spaces[outer].size for outer in space.within]
-        shuffled = torch.rand(*families, space.size, generator=generator).argsort(-1)
-        # Sending each unit to the next of a random cycle leaves none in place.
-        order = torch.empty_like(shuffled)
-        order.scatter_(-1, shuffled, shuffled.roll(1, -1))
-        orders[name] = order
-    return orders
 
 
 def moved(
@@ -240,38 +239,31 @@ def _cast(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _bisect(
     graph: SymmetryGraph,
     weights: Mapping[str, Tensor],
-    element: Mapping[str, Tensor],
+    element: Element,
     names: list[str],
     run: _Outputs,
     reference: list[Tensor],
 ) -> dict[str, float]:
-    """The spaces whose element changes the output, found by halving: without them, the rest does not.
+    """The parts of an element that change the output, found by halving: without them, the rest does not.
 
-    The shortest failing run of spaces ends in one at fault, alone or together with one before it.
+    The shortest failing run of parts ends in one at fault, alone or together with one before it.
     """
+
+    def together(chosen: list[str]) -> float:
+        return run.distance(element.only(chosen).apply(graph, weights), reference)
+
     rest, failed = list(names), {}
-    while (error := _together(graph, weights, element, rest, run, reference)) > BOUND:
+    while (error := together(rest)) > BOUND:
         low, high = 0, len(rest)
         while high - low > 1:
             middle = (low + high) // 2
-            part = _together(graph, weights, element, rest[:middle], run, reference)
+            part = together(rest[:middle])
             if part > BOUND:
                 high, error = middle, part
             else:
                 low = middle
         failed[rest.pop(high - 1)] = error
     return failed
-
-
-def _together(
-    graph: SymmetryGraph,
-    weights: Mapping[str, Tensor],
-    element: Mapping[str, Tensor],
-    names: list[str],
-    run: _Outputs,
-    reference: list[Tensor],
-) -> float:
-    return run.distance(moved(graph, weights, {n: element[n] for n in names}), reference)
 
 
 def _unobservable(

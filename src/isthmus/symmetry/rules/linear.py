@@ -134,7 +134,7 @@ def _conv(trace: Reading, node: fx.Node, groups: int, out_axis: int) -> Axes:
         outer, inner = trace.factor(kernel[0], groups)
         trace.unify(group, outer)
         trace.unify(within, kernel[1] if out_axis == 0 else inner)
-        trace.mix([*axes[:channel], within, *axes[channel + 1 :]], [channel])
+        trace.mix([*axes[:channel], group, within, *axes[channel + 1 :]], [channel + 1])
         out = kernel[0] if out_axis == 0 else Product((outer, kernel[1]))
     bias = rest[0] if rest else node.kwargs.get("bias")
     if bias is not None:

@@ -10,7 +10,7 @@ from isthmus.symmetry import algebra
 from isthmus.symmetry.reading import Reading
 from isthmus.symmetry.rules import Axes, given, rule
 from isthmus.symmetry.rules.pointwise import broadcast
-from isthmus.symmetry.terms import Atom, Product, Sum, Term, size
+from isthmus.symmetry.terms import Atom, Case, Product, Sum, Term, size
 
 aten = ops.aten
 
@@ -178,15 +178,21 @@ def _flat(term: Term) -> list[Atom]:
 
 @rule(aten.stack.default)
 def stack(trace: Reading, node: fx.Node) -> Axes:
-    """A new dimension, whose indices have names; the others unify."""
+    """A new dimension, whose indices have names; the others may differ along it."""
     tensors = node.args[0]
     assert isinstance(tensors, (list, tuple))
     dim = int(str(node.args[1])) if len(node.args) > 1 else int(str(node.kwargs.get("dim", 0)))
     operands = [trace.axes(t) for t in tensors]
-    for other in operands[1:]:
-        trace.unify_all(zip(operands[0], other, strict=True))
-    axes = list(operands[0])
-    axes.insert(dim % (len(axes) + 1), trace.fixed(len(tensors)))
+    if len(operands) > algebra.APART:
+        for other in operands[1:]:
+            trace.unify_all(zip(operands[0], other, strict=True))
+        alike = list(operands[0])
+        alike.insert(dim % (len(alike) + 1), trace.fixed(len(tensors)))
+        return alike
+    key = Atom(len(operands))
+    key.bound = Sum(tuple(Atom(1) for _ in operands))
+    axes: Axes = [Case(key, tuple((1, term) for term in terms)) for terms in zip(*operands, strict=True)]
+    axes.insert(dim % (len(axes) + 1), key)
     return axes
 
 
