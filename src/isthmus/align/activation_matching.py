@@ -11,10 +11,35 @@ from torch import Tensor
 from isthmus import features
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
 from isthmus.align.assignment import Evidence, inside
+from isthmus.align.balance import balance
+from isthmus.align.full_groups import (
+    FullMatching,
+    Groups,
+    Residual,
+    allowed,
+    check_choices,
+    wide,
+)
 from isthmus.align.observe import Where, observations
 from isthmus.align.weight_matching import Matching
 from isthmus.errors import InputError
-from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, SymmetryGraph, positions, spaces_of
+from isthmus.maps import Permutation, Transport
+from isthmus.symmetry import (
+    DENSE,
+    Axis,
+    Blocks,
+    Concat,
+    Element,
+    Gauge,
+    Interleaved,
+    Leaf,
+    Space,
+    SymmetryGraph,
+    leaves,
+    positions,
+    spaces_of,
+)
+from isthmus.symmetry.residual import residual_streams
 
 Similarity = Literal["correlation", "moment"]
 
@@ -35,6 +60,8 @@ def activation_matching(
     at: Where = "post-activation",
     stream: Literal["last", "pooled"] = "last",
     limit: int | None = None,
+    groups: Groups = "permutation",
+    residual: Residual = "match",
 ) -> Alignment:
     """Match units by their activations: for each space one assignment, no search.
 
@@ -53,17 +80,34 @@ def activation_matching(
         stream: where several values carry a space (a residual stream): only the "last", or all
             "pooled".
         limit: use at most this many examples.
+        groups: "permutation" for the order of units alone; "full" for all that each space's group holds: scales
+            are balanced, then rotations follow the covariance of activations (Procrustes), signs its sign
+            where one sign alone turns them, and rotary planes the phases of queries and keys.
+        residual: "identity" leaves residual streams as they are.
     """
+    check_choices(groups, residual)
     if similarity not in ("correlation", "moment"):
         raise InputError(f"similarity {similarity!r} is neither 'correlation' nor 'moment'")
     if data is None:
         raise InputError("activation-matching needs calibration data", hint="pass data=")
+    held = residual_streams(graph) if residual == "identity" else ()
     values = observations(graph, at=at, stream=stream)
+    values = {name: [] if name in held else places for name, places in values.items()}
     chosen = sorted({place for places in values.values() for place in places})
     requests = [features.Request(value, axis, "reference") for value, axis in chosen]
     # Models are shown to `collect` with the reference first: its blocks are (0, i).
     others = [i for i in range(len(models)) if i != reference]
     ordered = [models[reference], *(models[i] for i in others)]
+    limited = allowed(graph, held)
+    frames = [Element()] * len(ordered)
+    if groups == "full":
+        frames = [balance(limited, wide(graph, weights)) for weights in ordered]
+        ordered = [
+            Transport(limited, {}, frame.values).apply(weights)
+            for frame, weights in zip(frames, ordered, strict=True)
+        ]
+    turning = [g for g in limited.gauges.values() if groups == "full" and g.kind in (*DENSE, "planes")]
+    turned = {name for g in turning for name in (g.within if g.kind == "planes" else (g.space,))}
     found = features.collect(graph.program, ordered, data, requests, limit=limit)
 
     transports = [permutations(graph, {}) for _ in models]
@@ -75,16 +119,26 @@ def activation_matching(
         for place in chosen:
             moments = found[place]
             kind = moments.second if similarity == "moment" else moments.correlation
+            if turned & spaces_of(graph.values[place[0]][place[1]]):
+                kind = moments.covariance  # a rotation mixes units, so each must count by its size
             matrices[place] = kind(0, column).cpu()
             dead += int((moments.variance[0] <= 0).sum() + (moments.variance[column] <= 0).sum())
-        orders = _solve(graph, values, matrices, models[reference], models[index])
-        transports[index] = permutations(graph, orders)
+        if groups == "full":
+            run = FullMatching(limited, wide(graph, ordered[0]), wide(graph, ordered[column]), held=held)
+            element = _solve_in_full(limited, values, matrices, run)
+            element = frames[column].then(element, limited).then(frames[0].inverse(limited), limited)
+            orders = dict(element.orders)
+            maps = {name: Permutation(order) for name, order in orders.items()}
+            transports[index] = Transport(graph, maps, element.values)
+        else:
+            orders = _solve(graph, values, matrices, models[reference], models[index])
+            transports[index] = permutations(graph, orders)
         costs += [
             Cost(index, *row, f"mean {similarity}") for row in _agreements(graph, values, matrices, orders)
         ]
         if dead:
             notes.append(f"model {index}: {dead} dead units (no variance), matched by their weights")
-    unseen = [name for name in graph.spaces if not values.get(name)]
+    unseen = [name for name in graph.spaces if not values.get(name) and name not in held]
     if unseen:
         notes.append(f"no value shows {', '.join(unseen)}: left in place")
     settings = {
@@ -93,6 +147,8 @@ def activation_matching(
         "stream": stream,
         "limit": limit,
         "examples": found.examples,
+        "groups": groups,
+        "residual": residual,
         "values": ", ".join(sorted({value for value, _ in chosen})),
     }
     return Alignment(
@@ -120,6 +176,98 @@ def _solve(
         order, inner = evidence.solve()
         orders |= {name: order, **inner}
     return orders
+
+
+def _solve_in_full(
+    graph: SymmetryGraph,
+    values: Mapping[str, Sequence[tuple[str, int]]],
+    matrices: Mapping[tuple[str, int], Tensor],
+    run: FullMatching,
+) -> Element:
+    """One solution per space in its full group, outer spaces before what is inside them.
+
+    What no activation shows by itself (queries inside a group) is settled by the weights.
+    """
+    known = graph.spaces
+    orders = identity_orders(graph)
+    chosen = Element()
+    done: set[str] = set()
+    phased: set[str] = set()
+    for name in sorted(known, key=lambda n: len(known[n].within)):
+        space = known[name]
+        if not values.get(name) or name in done:
+            continue
+        planes = [gauge for gauge in run.planes if gauge.within == (name,)]
+        # Queries and keys are seen before their phases are known: pair by pair of heads, or not at all.
+        plain = [p for p in values[name] if not any(_holds(graph.values[p[0]][p[1]], g.size) for g in planes)]
+        evidence = _evidence(graph, space, plain, matrices, orders)
+        solutions = [
+            (n, run.best(n, *_signed(run, n, values[n], pairs))) for n, pairs in evidence.inner.items()
+        ]
+        for gauge in planes:
+            pairs = [
+                block
+                for value, axis in values[name]
+                for block in _heads(graph.values[value][axis], gauge, matrices[(value, axis)])
+            ]
+            if pairs:
+                solutions.append((gauge.space, run.phases(gauge, sum(pairs[1:], pairs[0]))))
+                phased.add(gauge.name)
+        if solutions:
+            found = run.heads(space, *_signed(run, name, plain, evidence.direct), solutions)
+        else:
+            found = run.best(name, *_signed(run, name, plain, evidence.direct)).element(name)
+        done |= set(evidence.inner)
+        orders |= found.orders
+        chosen = Element({**chosen.orders, **found.orders}, {**chosen.values, **found.values})
+    run.theirs = {**run.theirs, **chosen.apply(graph, run.theirs)}
+    for gauge in run.planes:
+        if gauge.name not in phased:
+            chosen = chosen.then(run.settle(gauge), graph)
+    for name in known:
+        # Queries inside a group of heads: activations show them in bases that were not known yet.
+        beside = (
+            [n for n in inside(known[known[name].within[0]], known) if n != name]
+            if known[name].within
+            else []
+        )
+        if beside and not any(gauge.kind in DENSE for gauge in run.gauges[name]):
+            chosen = chosen.then(run.settle(known[name]), graph)
+    return chosen
+
+
+def _holds(term: Axis, size: int) -> bool:
+    """Whether an axis has a fixed run of a size: queries and keys inside their heads."""
+    return any(leaf.space is None and leaf.size == size for leaf in leaves(term))
+
+
+def _heads(term: Axis, gauge: Gauge, matrix: Tensor) -> list[Tensor]:
+    """Similarities inside every pair of heads, (heads, heads, units, units), of an axis that is heads by units."""
+    if not isinstance(term, Blocks) or len(term.factors) != 2:
+        return []
+    heads, units = term.factors
+    if spaces_of(heads) != set(gauge.within) or not isinstance(heads, Leaf) or units != Leaf(gauge.size):
+        return []
+    whole = matrix.double().view(heads.size, units.size, heads.size, units.size)
+    return [whole.permute(0, 2, 1, 3)]
+
+
+def _signed(
+    run: FullMatching, name: str, places: Sequence[tuple[str, int]], evidence: Tensor
+) -> tuple[Tensor, dict[tuple[str, ...], Tensor]]:
+    """Evidence as from weights that take a sign, where one sign alone turns what was looked at.
+
+    A sign that a norm takes back is seen by no activation: it stays as it is.
+    """
+    seen = [
+        gauge.name
+        for gauge in run.gauges[name]
+        if gauge.kind == "sign" and any(value in run.graph.answering(gauge.name) for value, _ in places)
+    ]
+    whole = len(seen) == 1 and all(value in run.graph.answering(seen[0]) for value, _ in places)
+    if not whole:
+        return evidence, {}
+    return torch.zeros_like(evidence), {(seen[0],): evidence}
 
 
 def _break_ties(evidence: Evidence, weights: Evidence) -> None:
@@ -164,6 +312,8 @@ def _touched(term: Axis, name: str) -> Tensor:
         return torch.full((term.size,), term.space == name)
     if isinstance(term, Concat):
         return torch.cat([_touched(part, name) for part in term.parts])
+    if isinstance(term, Interleaved):
+        return _touched(term.concatenated, name)[torch.tensor(term.gathered).argsort()]
     found = torch.zeros(1, dtype=torch.bool)
     for item in term.factors:
         found = (found[:, None] | _touched(item, name)).flatten()
@@ -224,6 +374,9 @@ def _diagonal(
                 found += _diagonal(piece, part, wanted, without)
             start += part.size
         return found
+    if isinstance(term, Interleaved):
+        gathered = torch.tensor(term.gathered)
+        return _diagonal(matrix[gathered][:, gathered], term.concatenated, wanted, without)
     factors = term.factors if isinstance(term, Blocks) else (term,)
     if any(not isinstance(f, Leaf) for f in factors):
         # A sum inside a product: open it part by part.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, spaces_of
+from isthmus.symmetry import Axis, Blocks, Leaf, Space, spaces_of
+from isthmus.symmetry.axes import Interleaved
 
 
 def best_order(similarity: Float[Tensor, "*within units units"]) -> Int[Tensor, "*within units"]:
@@ -53,6 +54,16 @@ class Evidence:
         return order, {name: found[rows, order] for name, found in orders.items()}
 
 
+#: What chooses the element of a space's group: from the evidence to orders, of the space and of what is inside.
+Solver = Callable[[Space, Evidence], dict[str, Tensor]]
+
+
+def best(space: Space, evidence: Evidence) -> dict[str, Tensor]:
+    """The permutation that the evidence speaks for most, of a space and of what is inside it."""
+    order, inner = evidence.solve()
+    return {space.name: order, **inner}
+
+
 def inside(space: Space, known: Mapping[str, Space]) -> list[str]:
     """The spaces whose order may differ per unit of this one, and of nothing else."""
     return [name for name, other in known.items() if other.within == (space.name,)]
@@ -77,7 +88,10 @@ def opened(tensor: Tensor, axes: Sequence[Axis], wanted: Sequence[str]) -> Itera
                 tensor.unflatten(dim, shape), [*terms[:dim], *term.factors, *terms[dim + 1 :]], wanted
             )
             return
-        assert isinstance(term, Concat)
+        if isinstance(term, Interleaved):
+            # In turn is one after another, once the positions are taken strand by strand.
+            tensor = tensor.index_select(dim, torch.tensor(term.gathered, device=tensor.device))
+            term = term.concatenated
         start = 0
         for part in term.parts:
             if spaces_of(part) & set(wanted):

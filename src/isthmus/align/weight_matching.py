@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
-from isthmus.align.assignment import Evidence, agreement, inside, opened
+from isthmus.align.assignment import Evidence, Solver, best
+from isthmus.align.full_groups import Groups, Residual, check_choices, match
+from isthmus.align.similarity import Similarity, Sums
+from isthmus.align.votes import Votes
+from isthmus.align.workers import Workers, workers
 from isthmus.errors import InputError
-from isthmus.progress import track
-from isthmus.symmetry import Axis, Leaf, Space, SymmetryGraph, reorder, spaces_of
+from isthmus.maps import Permutation, Transport
+from isthmus.progress import task
+from isthmus.symmetry import Space, SymmetryGraph
+from isthmus.symmetry.residual import residual_streams
+
+#: The smallest gain that counts, beside the norms of the weights that move: far above the rounding of float64.
+LEAST = 1e-10
+
+#: Bytes of evidence that spaces solved side by side may have together.
+TOGETHER = 2**30
 
 
 @ALIGNMENTS.register(
@@ -28,6 +40,10 @@ def weight_matching(
     seed: int = 0,
     restarts: int = 1,
     max_sweeps: int = 100,
+    memory: float = 1.0,
+    threads: int | None = None,
+    groups: Groups = "permutation",
+    residual: Residual = "match",
 ) -> Alignment:
     """Match units by their weights: coordinate ascent of the inner product of all parameters.
 
@@ -39,19 +55,41 @@ def weight_matching(
     scale would drown the others. A space of heads or groups is matched together with what is
     inside each (the best order inside for every pair of heads).
 
+    A space is solved again only when something that it shares a weight with has moved, and what it knows is
+    then corrected where that moved. Products are taken in float32 (float64 for models in float64); a new
+    order is kept only if it is better in float64, so that no step loses. Spaces that share no weight are
+    solved side by side. The result is that of one after another, for any number of threads.
+
     Args:
-        graph: the symmetries.
-        models: state dicts; each is matched to the reference on its own.
+        graph: the symmetries; also one that was loaded from a file.
+        models: state dicts; each is matched to the reference on its own. Half precision is widened a weight at
+            a time, and checkpoints of `isthmus.weights.open` are read as they are needed.
         reference: index of the model that stays.
         seed: of the order in which spaces are visited.
         restarts: number of seeds to try, seed, seed + 1, ...; the best objective wins.
         max_sweeps: give up after this many sweeps.
+        memory: GiB of evidence that may be kept from sweep to sweep.
+        threads: how many to use; None for as many as torch does.
+        groups: "permutation" for the order of units alone; "full" for all that each space's group holds: scales
+            are balanced first, then orders, signs, rotations and rotary planes are matched together (see
+            `isthmus.align.full_groups`), in float64.
+        residual: "identity" leaves residual streams as they are: moving them ties them to the embeddings, which
+            often costs more than it gains.
 
     Source: Git Re-Basin, algorithm 1; we differ in leaving running statistics out (as the
         paper does and some ports do not), and in matching two levels at once.
     """
     if restarts < 1 or max_sweeps < 1:
         raise InputError(f"restarts = {restarts} and max_sweeps = {max_sweeps} must be at least 1")
+    if memory < 0:
+        raise InputError(f"memory = {memory} is negative")
+    check_choices(groups, residual)
+    settings: dict[str, object] = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}
+    settings |= {"groups": groups, "residual": residual}
+    held = residual_streams(graph) if residual == "identity" else ()
+    if groups == "full":
+        return _in_full_groups(graph, models, reference, held, settings)
+    moving = graph.frozen(dict.fromkeys(held, "residual: identity")) if held else graph
     transports, costs, notes = [], [], []
     status = "converged"
     for index, weights in enumerate(models):
@@ -59,25 +97,69 @@ def weight_matching(
             transports.append(permutations(graph, {}))
             continue
         runs = [
-            Matching(graph, models[reference], weights, seed + restart).run(max_sweeps)
+            Matching(moving, models[reference], weights, seed + restart, memory=memory, threads=threads).run(
+                max_sweeps
+            )
             for restart in range(restarts)
         ]
-        best = max(runs, key=lambda run: run.objective)
-        if not best.converged:
+        chosen = max(runs, key=lambda run: run.objective)
+        if not chosen.converged:
             status = f"stopped after {max_sweeps} sweeps"
         notes.append(
-            f"model {index}: {best.sweeps} sweeps, objective {best.start:.6g} -> {best.objective:.6g}"
+            f"model {index}: {chosen.sweeps} sweeps, objective {chosen.start:.6g} -> {chosen.objective:.6g}"
         )
-        transports.append(permutations(graph, best.orders))
-        costs += [Cost(index, *row, "mean cosine") for row in best.costs()]
-    settings = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}
+        transports.append(permutations(graph, chosen.orders))
+        costs += [Cost(index, *row, "mean cosine") for row in chosen.costs()]
+    settings |= {"memory": memory}
+    return Alignment(
+        "weight-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes), status
+    )
+
+
+def _in_full_groups(
+    graph: SymmetryGraph,
+    models: Sequence[Mapping[str, Tensor]],
+    reference: int,
+    held: Collection[str],
+    settings: Mapping[str, object],
+) -> Alignment:
+    """Weight matching with signs, rotations and rotary planes, of balanced models."""
+    transports, costs, notes, status = [], [], [], "converged"
+    seed, restarts, max_sweeps = (int(str(settings[name])) for name in ("seed", "restarts", "max_sweeps"))
+    for index, weights in enumerate(models):
+        if index == reference:
+            transports.append(Transport(graph, {}))
+            continue
+        runs = [
+            match(graph, models[reference], weights, held=held, seed=seed + restart, max_sweeps=max_sweeps)
+            for restart in range(restarts)
+        ]
+        element, chosen = max(runs, key=lambda run: run[1].objective)
+        if not chosen.converged:
+            status = f"stopped after {max_sweeps} sweeps"
+        notes.append(
+            f"model {index}: {chosen.sweeps} sweeps, objective {chosen.start:.6g} -> {chosen.objective:.6g}"
+        )
+        maps = {name: Permutation(order) for name, order in element.orders.items()}
+        transports.append(Transport(graph, maps, element.values))
+        costs += [Cost(index, *row, "mean cosine of balanced weights") for row in chosen.costs()]
     return Alignment(
         "weight-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes), status
     )
 
 
 class Matching:
-    """One run of weight matching: the current orders of a model, and the ascent."""
+    """One run of weight matching: the current orders of a model, and the ascent.
+
+    Args:
+        graph: the symmetries.
+        reference: weights of the model that stays.
+        model: weights of the model that moves.
+        seed: of the order in which spaces are visited.
+        memory: GiB of evidence kept from sweep to sweep.
+        threads: how many to use.
+        solve: chooses the orders of a space, and of what is inside it, from the evidence.
+    """
 
     def __init__(
         self,
@@ -85,125 +167,135 @@ class Matching:
         reference: Mapping[str, Tensor],
         model: Mapping[str, Tensor],
         seed: int,
+        *,
+        memory: float = 1.0,
+        threads: int | None = None,
+        solve: Solver = best,
     ):
         self.graph, self.known = graph, graph.spaces
-        voting = [key for key in graph.layout if key not in graph.program.buffers]
-        found = graph.program.lookup(reference), graph.program.lookup(model)
-        names = graph.program.keys
-        self.ours = {key: _real(found[0][names[key]]) for key in voting}
-        self.theirs = {key: _real(found[1][names[key]]) for key in voting}
-        self.members = {
-            name: list(dict.fromkeys((m.key, m.axis) for m in space.members if m.key in self.ours))
-            for name, space in graph.spaces.items()
-        }
+        self.votes = Votes(graph, reference, model)
+        self.similarity = Similarity(self.votes, memory * 2**30)
+        self.threads, self.solve = threads, solve
         self.orders = identity_orders(graph)
         self.generator = torch.Generator().manual_seed(seed)
-        self.start = self.objective = self._value(self.ours)
-        self.sweeps = 0
+        self.start = self.objective = float("nan")
+        self.sweeps = self.solved = 0
         self.converged = False
+        self._dots: dict[str, tuple[float, float, float]] = {}
+        self._after: dict[str, float] = {}
+        # Space -> the orders that it was last solved for: it is solved again when one of them is another.
+        self._seen: dict[str, dict[str, Tensor]] = {}
 
     def run(self, max_sweeps: int, label: str = "weight matching") -> Matching:
         """Sweep until nothing changes."""
-        names = list(self.known)
-        while not self.converged and self.sweeps < max_sweeps:
-            self.sweeps += 1
-            order = torch.randperm(len(names), generator=self.generator).tolist()
-            shown = track(order, f"{label}, sweep {self.sweeps}", unit="spaces")
-            changed = [self._step(self.known[names[i]]) for i in shown]
-            self.converged = not any(changed)
-        self.objective = self._value(self.ours)
+        with workers(self.threads) as pool:
+            dots = pool.map(self.votes.dots, self.votes.keys)
+            self._dots = dict(zip(self.votes.keys, dots, strict=True))
+            self.start = self.objective = sum(dot[0] for dot in dots)
+            while not self.converged and self.sweeps < max_sweeps:
+                self.sweeps += 1
+                self.converged = not self._sweep(pool, f"{label}, sweep {self.sweeps}")
+            moved = pool.map(lambda key: self.votes.dots(key, self.orders)[0], self.votes.keys)
+            self._after = dict(zip(self.votes.keys, moved, strict=True))
+            self.objective = sum(moved)
         return self
 
-    def _step(self, space: Space) -> bool:
-        """Solve one space; keep the solution where it is better."""
-        evidence = self.evidence(space)
-        order, orders = evidence.solve()
-        if not evidence.inner:
-            old = agreement(evidence.direct, self.orders[space.name]).sum().item()
-            new = agreement(evidence.direct, order).sum().item()
-            # The smallest step that counts, relative to what rounding can fake.
-            if new <= old + 1e-7 * max(abs(old), abs(new)) + 1e-12:
-                return False
-            self.orders[space.name] = order
-            return True
-        keys = {key for name in (space.name, *orders) for key, _ in self.members[name]}
-        before, saved = self._value(keys), dict(self.orders)
-        self.orders |= {space.name: order, **orders}
-        after = self._value(keys)
-        if after <= before + 1e-7 * max(abs(before), abs(after)) + 1e-12:
-            self.orders = saved
-            return False
-        return True
+    def _sweep(self, pool: Workers, label: str) -> bool:
+        """Visit every space once; whether any moved."""
+        names = list(self.known)
+        order = torch.randperm(len(names), generator=self.generator).tolist()
+        changed = False
+        with task(label, total=len(names), unit="spaces") as advance:
+            for wave in self._waves([names[i] for i in order]):
+                stale = [name for name in wave if not self._is_fresh(name)]
+                advance(len(wave) - len(stale))
+                for batch in self._batches(stale):
+                    changed |= self._step(pool, batch)
+                    advance(len(batch))
+        return changed
+
+    def _waves(self, names: Sequence[str]) -> list[list[str]]:
+        """The same visits in rounds of spaces that do not depend on each other.
+
+        A space comes in the round after the last of those before it that it shares a weight with: visiting
+        round by round gives what visiting one by one does.
+        """
+        reads, writes = self.similarity.reads, self.similarity.writes
+        latest: dict[str, int] = {}  # space -> the last round that reads or moves it
+        moved: dict[str, int] = {}  # space -> the last round that moves it
+        waves: list[list[str]] = []
+        for name in names:
+            after = [moved.get(n, -1) for n in reads[name]] + [latest.get(n, -1) for n in writes[name]]
+            turn = max(after, default=-1) + 1
+            if turn == len(waves):
+                waves.append([])
+            waves[turn].append(name)
+            for n in reads[name] | writes[name]:
+                latest[n] = max(latest.get(n, -1), turn)
+            for n in writes[name]:
+                moved[n] = max(moved.get(n, -1), turn)
+        return waves
+
+    def _batches(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Runs of spaces whose evidence fits into memory together."""
+        batch: list[str] = []
+        filled = 0
+        for name in names:
+            size = self.similarity.size(name)
+            if batch and filled + size > TOGETHER:
+                yield batch
+                batch, filled = [], 0
+            batch.append(name)
+            filled += size
+        if batch:
+            yield batch
+
+    def _is_fresh(self, name: str) -> bool:
+        """Whether nothing that a space depends on has moved since it was solved."""
+        seen = self._seen.get(name)
+        return seen is not None and all(self.orders[n] is order for n, order in seen.items())
+
+    def _step(self, pool: Workers, names: Sequence[str]) -> bool:
+        """Solve spaces that do not depend on each other; keep each solution where it is better."""
+        plans = {name: self.similarity.plan(name, self.orders) for name in names}
+        tasks = [(name, shares) for name in names for shares in plans[name][1]]
+        sums = pool.map(lambda item: self.similarity.add(*item, self.orders), tasks)
+        by_name: dict[str, list[Sums]] = {name: [] for name in names}
+        for (name, _), found in zip(tasks, sums, strict=True):
+            by_name[name].append(found)
+
+        def settle(name: str) -> dict[str, Tensor] | None:
+            evidence = self.similarity.finish(name, plans[name][0], by_name.pop(name), self.orders)
+            return self._better(self.solve(self.known[name], evidence))
+
+        changed = False
+        for name, better in zip(names, pool.map(settle, names), strict=True):
+            self.solved += 1
+            self._seen[name] = self.similarity.dependencies(name, self.orders)
+            if better is not None:
+                self.orders |= better
+                changed = True
+        return changed
+
+    def _better(self, found: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The orders of a solution that differ from the present ones, if they gain in float64."""
+        differ = {n: order for n, order in found.items() if not torch.equal(order, self.orders[n])}
+        if not differ:
+            return None
+        keys = list(dict.fromkeys(m.key for n in differ for m in self.similarity.members[n]))
+        norms = sum((self._dots[key][1] * self._dots[key][2]) ** 0.5 for key in keys)
+        gain = self.votes.gain(keys, self.orders, {**self.orders, **differ})
+        return differ if gain > LEAST * norms else None
 
     def evidence(self, space: Space, orders: Mapping[str, Tensor] | None = None) -> Evidence:
         """Inner products of the reference's and the model's weights, unit by unit."""
-        current = self.orders if orders is None else orders
-        within = inside(space, self.known)
-        sizes = [self.known[outer].size for outer in space.within]
-        held = {n: o for n, o in current.items() if n != space.name and n not in within}
-        sample = next(iter(self.ours.values()))
-        direct = sample.new_zeros(*sizes, space.size, space.size)
-        inner: dict[str, Tensor] = {}
-        for key, axis in self.members[space.name]:
-            axes = self.graph.layout[key]
-            ours, theirs = self.ours[key], self.theirs[key]
-            theirs = reorder(theirs, axes, held, self.known)
-            if sum(space.name in spaces_of(a) for a in axes) > 1:
-                # A weight that carries the space twice: its other axis stays in its present order.
-                theirs = reorder(theirs, axes, {space.name: current[space.name]}, self.known, skip=axis)
-                axes = [a if i == axis else Leaf(a.size) for i, a in enumerate(axes)]
-            carried = [n for n in within if any(n in spaces_of(a) for a in axes)]
-            if len(carried) == 1:
-                _add_pairs(inner, carried[0], ours, theirs, axes, space.name)
-                continue
-            wanted = [*space.within, space.name]
-            for mine, other in zip(opened(ours, axes, wanted), opened(theirs, axes, wanted), strict=True):
-                direct += mine @ other.mT
-        return Evidence(direct, inner)
-
-    def _value(self, keys: Iterable[str]) -> float:
-        """Inner product of the parameters under the present orders."""
-        total = 0.0
-        for key in keys:
-            moved = reorder(self.theirs[key], self.graph.layout[key], self.orders, self.known)
-            total += torch.dot(self.ours[key].flatten(), moved.flatten()).item()
-        return total
+        return self.similarity.evidence(space.name, self.orders if orders is None else orders)
 
     def costs(self) -> Iterable[tuple[str, float, float]]:
         """Per space: cosine of its writers' weights, before and after."""
-        start = identity_orders(self.graph)
         for name, space in self.known.items():
-            keys = {m.key for m in space.members if m.role == "writes" and m.key in self.ours}
+            keys = {m.key for m in space.members if m.role == "writes" and m.key in self._dots}
             if keys:
-                yield name, self._cosine(keys, start), self._cosine(keys, self.orders)
-
-    def _cosine(self, keys: Iterable[str], orders: Mapping[str, Tensor]) -> float:
-        dot = ours = theirs = 0.0
-        for key in keys:
-            a = self.ours[key]
-            b = reorder(self.theirs[key], self.graph.layout[key], orders, self.known)
-            dot += (a * b).sum().item()
-            ours += a.square().sum().item()
-            theirs += b.square().sum().item()
-        return dot / max((ours * theirs) ** 0.5, 1e-30)
-
-
-def _add_pairs(
-    inner: dict[str, Tensor],
-    name: str,
-    ours: Tensor,
-    theirs: Tensor,
-    axes: Sequence[Axis],
-    outer: str,
-) -> None:
-    """Add the similarities inside every pair of outer units that one weight shows."""
-    wanted = [outer, name]
-    for mine, other in zip(opened(ours, axes, wanted), opened(theirs, axes, wanted), strict=True):
-        o, i, _ = mine.shape
-        pairs = (mine.flatten(0, 1) @ other.flatten(0, 1).mT).view(o, i, o, i).permute(0, 2, 1, 3)
-        inner[name] = inner[name] + pairs if name in inner else pairs
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """At least float32: half precision would decide ties by rounding."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+                before, ours, theirs = (sum(self._dots[key][i] for key in keys) for i in range(3))
+                scale = max((ours * theirs) ** 0.5, 1e-30)
+                yield name, before / scale, sum(self._after[key] for key in keys) / scale
