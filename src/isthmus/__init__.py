@@ -22,9 +22,13 @@ __version__ = "0.1.0.dev0"
 _WHERE = {
     "Alignment": "isthmus.align",
     "Cut": "isthmus.program",
+    "Element": "isthmus.symmetry",
     "Finding": "isthmus.measure",
+    "Gauge": "isthmus.symmetry",
+    "INTERTWINERS": "isthmus.symmetry",
     "IsthmusError": "isthmus.errors",
     "Merged": "isthmus.merging",
+    "Plan": "isthmus.recipe",
     "Program": "isthmus.program",
     "Segment": "isthmus.paths",
     "Space": "isthmus.symmetry",
@@ -40,7 +44,9 @@ _WHERE = {
     "export": "isthmus.program",
     "load": "isthmus.saving",
     "merge": "isthmus.merging",
+    "merge_files": "isthmus.engine",
     "methods": "isthmus.listing",
+    "plan": "isthmus.recipe",
     "rule": "isthmus.symmetry",
     "score": "isthmus.measure",
     "trace": "isthmus.symmetry",
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
     from isthmus.align import align as align
     from isthmus.combine import combine as combine
     from isthmus.comparing import compare as compare
+    from isthmus.engine import merge_files as merge_files
     from isthmus.errors import IsthmusError as IsthmusError
     from isthmus.listing import methods as methods
     from isthmus.maps import Transport as Transport
@@ -70,7 +77,12 @@ if TYPE_CHECKING:
     from isthmus.program import Cut as Cut
     from isthmus.program import Program as Program
     from isthmus.program import export as export
+    from isthmus.recipe import Plan as Plan
+    from isthmus.recipe import plan as plan
     from isthmus.saving import load as load
+    from isthmus.symmetry import INTERTWINERS as INTERTWINERS
+    from isthmus.symmetry import Element as Element
+    from isthmus.symmetry import Gauge as Gauge
     from isthmus.symmetry import Space as Space
     from isthmus.symmetry import SymmetryGraph as SymmetryGraph
     from isthmus.symmetry import Verification as Verification

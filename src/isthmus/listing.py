@@ -20,11 +20,11 @@ class Methods(tuple[Row, ...]):
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self)
+        needs = [f"needs {', '.join(row.needs)}" if row.needs else "" for row in self]
+        wide = max(map(len, needs))
         return "\n".join(
-            f"{row.kind:<12}  {row.name:<{width}}  "
-            + (f"needs {', '.join(row.needs):<8}" if row.needs else f"{'':<14}")
-            + f"  {row.summary}"
-            for row in self
+            f"{row.kind:<12}  {row.name:<{width}}  {need:<{wide}}  {row.summary}"
+            for row, need in zip(self, needs, strict=True)
         )
 
 
@@ -36,8 +36,8 @@ def methods(kind: str | None = None) -> Methods:
 
     Examples:
         >>> import isthmus
-        >>> [row.name for row in isthmus.methods("combination")]
-        ['average']
+        >>> [row.name for row in isthmus.methods("combination") if "seed" in row.needs]
+        ['dare-linear', 'dare-ties', 'della', 'della-linear']
     """
     kinds = ("alignment", "combination", "repair")
     if kind is not None and kind not in kinds:

@@ -16,7 +16,8 @@ from isthmus import saving
 from isthmus import weights as files
 from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.align import align as align_models
-from isthmus.combine import COMBINATIONS, combine, normalised
+from isthmus.combine import blockwise, check_asked, options_of, terms_of
+from isthmus.combine import combine as combine_models
 from isthmus.errors import InputError, MismatchError
 from isthmus.measure import Finding, cost, reusable
 from isthmus.program import Batch, Cut, Inputs, Program, ProgramModule, Variant, batches, keep_apart
@@ -124,7 +125,11 @@ def merge(
     model: nn.Module | Callable[[], nn.Module] | None = None,
     example: Inputs | None = None,
     align: str | Mapping[str, object] | Alignment | None = None,
+    fold_norms: bool = False,
+    combine: str | Mapping[str, object] | None = None,
     method: str = "average",
+    base: Mergeable | None = None,
+    statistics: Sequence[Mapping[str, Tensor] | str | Path] | None = None,
     weights: Sequence[float] | None = None,
     repair: str | Mapping[str, object] | None = None,
     data: Iterable[object] | None = None,
@@ -142,14 +147,25 @@ def merge(
     """Merge models of one architecture into one.
 
     Args:
-        models: two or more modules, state dicts, or files of weights.
+        models: two or more modules, state dicts, or files of weights; one is enough for a rule that adds
+            a model's difference to the base.
         model: the architecture, where `models` are state dicts or files and a graph is needed (to align,
             repair or keep apart).
         example: example inputs; the first batch of `data` where not given.
         align: how to bring the models together first: a method's name, `{"method": ..., option: ...}`, an
             `Alignment` made before, or None to merge them as they are.
-        method: how aligned tensors are combined; see `isthmus.methods()`.
-        weights: one per model, summing to one; uniform where not given.
+        fold_norms: let the weights behind norms take over their scales first, in every model: with
+            `align={"method": ..., "groups": "full"}` residual streams may then be rotated. The result loads in the
+            models' own class, with scales of one.
+        combine: how aligned tensors are combined: a rule's name, or `{"method": ..., option: ...}`; see
+            `isthmus.methods("combination")`.
+        method: the rule's name alone, with its options as further keywords.
+        base: what the models were trained from, for rules of task vectors. It is moved with the reference
+            model.
+        statistics: one mapping per model (or a file of one), for rules that take them. Where models are
+            reordered, numbers per element are reordered with them.
+        weights: one per model. For an average they sum to one and are uniform where not given; what they mean
+            to another rule, its docstring says.
         repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, or
             None.
         data: calibration data, an iterable of inputs or (inputs, targets); targets are not used.
@@ -180,11 +196,18 @@ def merge(
         >>> merged = isthmus.merge([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weights=[0.3, 0.7])
         >>> merged.weights["w"]
         tensor([0.7000, 0.7000])
+        >>> base, models = {"w": torch.zeros(3)}, [{"w": torch.tensor([1.0, 2.0, 3.0])}]
+        >>> how = {"method": "ties", "density": 0.34, "convention": "mergekit"}
+        >>> isthmus.merge(models, base=base, combine=how).weights["w"]
+        tensor([0., 0., 3.])
     """
     asked = _asked(locals())
-    if len(models) < 2:
+    method, options = _rule(combine, method, options)
+    terms = terms_of(method)
+    if len(models) < 2 and terms.base == "no" and terms.most != 1:
         raise InputError(f"a merge takes two or more models, got {len(models)}")
-    shares = normalised(weights, len(models))
+    check_asked(method, terms, len(models), weights, options, base is not None, statistics is not None)
+    shares = _shares(weights, len(models))
     cut = Cut(preserve_first, preserve_last, tuple(depths), tuple(modules), variant)
     _check(method, align, repair, data, cut)
     names = [_name(m, i) for i, m in enumerate(models)]
@@ -194,6 +217,11 @@ def merge(
         files.check_same(states[0], state, (names[0], names[index]))
     for name, state in zip(names, states, strict=True):
         files.check_finite(state, name)
+    origin = None if base is None else completed(state_of(base), module)
+    if origin is not None:
+        files.check_same(states[0], origin, (names[0], "the base"))
+        files.check_finite(origin, "the base")
+    known = None if statistics is None else [state_of(s) for s in statistics]
 
     if graph is None and (align is not None or repair is not None or cut):
         if module is None:
@@ -202,12 +230,20 @@ def merge(
                 hint="pass modules instead of state dicts, or say which architecture: model= (--arch)",
             )
         graph = trace(module, _example(example, data))
+    if fold_norms:
+        if graph is None or align is None:
+            raise InputError("norms are folded so that models can be aligned", hint="pass align= as well")
+        states = [graph.fold_norms(state) for state in states]
+        origin = None if origin is None else graph.fold_norms(origin)
+        graph = graph.folded
     if graph is not None and cut:
         cut.apart(graph.program)  # a cut that does not fit is said before minutes are spent
     settings: dict[str, object] = {
         "method": method,
-        "weights": shares,
+        "weights": shares if weights is None or terms.weighing == "shares" else tuple(map(float, weights)),
+        "base": str(base) if isinstance(base, (str, Path)) else None if base is None else "given",
         "align": align.method if isinstance(align, Alignment) else align,
+        "fold_norms": fold_norms,
         "repair": repair,
         "preserve_first": preserve_first,
         "preserve_last": preserve_last,
@@ -216,6 +252,7 @@ def merge(
         "variant": variant if cut else None,
         "reference": align.reference if isinstance(align, Alignment) else reference,
         "seed": seed,
+        **{name: value for name, value in options_of(method).items() if value is not None},
         **options,
     }
 
@@ -231,11 +268,27 @@ def merge(
         )
         settings |= {f"align.{k}": v for k, v in alignment.settings.items()}
         aligned = alignment.apply(states)
+        if origin is not None:
+            origin = alignment.transports[alignment.reference].apply(origin)
+        if known is not None:
+            known = _moved(
+                known, states, alignment, method, blockwise(method, len(models), options).statistics
+            )
 
     program = graph.program if graph is not None else None
     junctions: tuple[str, ...] = ()
     tied = graph.program.tied if graph is not None else None
-    merged = combine(aligned, method, weights=shares, names=names, tied=tied, options=options)
+    merged = combine_models(
+        aligned,
+        method,
+        base=origin,
+        weights=weights,
+        statistics=known,
+        seed=seed,
+        names=names,
+        tied=tied,
+        options=options,
+    )
     if cut:
         assert graph is not None
         program, junctions = keep_apart(graph.program, cut, shares)
@@ -263,6 +316,64 @@ def merge(
         settings,
         asked,
     )
+
+
+def _rule(
+    combine: str | Mapping[str, object] | None, method: str, options: Mapping[str, object]
+) -> tuple[str, dict[str, object]]:
+    """The rule and its options, said in one of two ways.
+
+    Raises:
+        InputError: said in both ways, or no rule named.
+    """
+    if combine is None:
+        return method, dict(options)
+    given: dict[str, object] = {"method": combine} if isinstance(combine, str) else dict(combine)
+    name = given.pop("method", None)
+    problems = [f"method={method!r} beside it"] if method != "average" else []
+    problems += [f"the option {option!r} beside it" for option in options]
+    problems += [] if isinstance(name, str) else ["no method in it"]
+    if problems:
+        raise InputError(
+            "combine= says how to combine, and so does something else"
+            if isinstance(name, str)
+            else "combine= does not say how to combine",
+            problems,
+            hint='combine={"method": "ties", "density": 0.3}, or method="ties", density=0.3',
+        )
+    return str(name), given
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """What part of the merge each model is, where a rule's weights are not parts of one: for goals of repair."""
+    values = tuple(map(float, weights or ()))
+    if not values or min(values) < 0 or sum(values) <= 0:
+        values = (1.0,) * count
+    return values if abs(sum(values) - 1) <= 1e-6 else tuple(v / sum(values) for v in values)
+
+
+def _moved(
+    statistics: Sequence[Mapping[str, Tensor]],
+    states: Sequence[Mapping[str, Tensor]],
+    alignment: Alignment,
+    method: str,
+    kind: str,
+) -> list[dict[str, Tensor]]:
+    """The statistics of the moved models.
+
+    Raises:
+        InputError: they cannot be moved along.
+    """
+    if kind != "elements" or any(t.values or len(t.orders) < len(t.maps) for t in alignment.transports):
+        raise InputError(
+            f"the statistics that {method} takes cannot be moved with the models",
+            hint="align first, gather them from the moved models, then combine",
+        )
+    moved = [
+        transport.apply({**state, **known})
+        for transport, state, known in zip(alignment.transports, states, statistics, strict=True)
+    ]
+    return [{key: m[key] for key in known} for m, known in zip(moved, statistics, strict=True)]
 
 
 def _called(how: str | Mapping[str, object]) -> str:
@@ -332,7 +443,6 @@ def _check(
     cut: Cut,
 ) -> None:
     """Say what is wrong with the call before anything is read or run."""
-    COMBINATIONS.get(method)
     if cut and method != "average":
         raise InputError(f"what is kept apart meets by weighted average, not by {method!r}")
     if data is not None:

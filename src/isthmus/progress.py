@@ -66,13 +66,16 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, unit: str
 
 
 @contextmanager
-def task(label: str, *, total: int | None = None, unit: str = "steps") -> Iterator[Advance]:
+def task(
+    label: str, *, total: int | None = None, unit: str = "steps", note: Callable[[], str] | None = None
+) -> Iterator[Advance]:
     """A stretch of work that reports how much of it is done; any thread may report.
 
     Args:
         label: what is being done, in two or three words.
         total: how much there is to do, where known.
         unit: plural noun of what is counted; "bytes" are shown as kB, MB, ...
+        note: what else to say (what is at hand, memory held), asked for each time something is shown.
 
     Yields:
         A function that takes the amount just done.
@@ -80,7 +83,7 @@ def task(label: str, *, total: int | None = None, unit: str = "steps") -> Iterat
     if not _enabled:
         yield lambda _: None
         return
-    meter = _Meter(label, total, unit)
+    meter = _Meter(label, total, unit, note)
     with (_bars if sys.stderr.isatty() else _lines)(meter) as show:
 
         def advance(amount: int) -> None:
@@ -95,8 +98,8 @@ def task(label: str, *, total: int | None = None, unit: str = "steps") -> Iterat
 class _Meter:
     """What both displays say: how much, how fast, how much longer."""
 
-    def __init__(self, label: str, total: int | None, unit: str):
-        self.label, self.total, self.unit = label, total, unit
+    def __init__(self, label: str, total: int | None, unit: str, note: Callable[[], str] | None = None):
+        self.label, self.total, self.unit, self._note = label, total, unit, note
         self.done = 0
         self._start = time.monotonic()
 
@@ -112,6 +115,8 @@ class _Meter:
         words = [done if self.unit == "bytes" else f"{done} {self.unit}", f"{speed}/s"]
         if self.total is not None and 0 < self.done < self.total:
             words.append(f"{_clock((self.total - self.done) / rate)} left")
+            if self._note is not None:
+                words.append(self._note())
         return ", ".join(words)
 
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from isthmus.cli import compare, demo, merge, methods, symmetry
+from isthmus.cli import compare, demo, diff, inspect, lineage, merge, methods, plan, symmetry
 from isthmus.errors import IsthmusError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, symmetry, merge, compare, methods):
+for verb in (demo, symmetry, plan, merge, compare, inspect, diff, lineage, methods):
     verb.register(app)
 
 

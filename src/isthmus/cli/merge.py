@@ -1,14 +1,22 @@
-"""`isthmus merge`: checkpoints in, one checkpoint out."""
+"""`isthmus merge`: checkpoints in, one checkpoint out; or a recipe in, a folder out."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isthmus.cli import inputs, output
+
+if TYPE_CHECKING:
+    from isthmus.recipe import Plan
+
+# Options of a merge by recipe, and those that a merge by recipe and one of files share.
+_RECIPES = ("max_memory", "threads", "shard_size", "parents", "engine", "address")
+_BOTH = ("checkpoints", "out", "as_json")
 
 
 def register(app: typer.Typer) -> None:
@@ -19,11 +27,15 @@ def register(app: typer.Typer) -> None:
 def merge(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights."),
+        typer.Argument(
+            metavar="RECIPE.yml | CHECKPOINT... [KEY=VALUE]...",
+            help="A recipe, or a merged model to make again from its own; or two or more files of weights.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The merged checkpoint, a safetensors file.")] = Path(
-        "merged.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The merged checkpoint, by default merged.safetensors; of a recipe, a new folder."),
+    ] = None,
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
     align: Annotated[str | None, typer.Option(help="How to bring the models together first.")] = None,
@@ -48,9 +60,30 @@ def merge(
         int | None, typer.Option(help="Images kept from the training data; a tenth where not given.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of what is drawn.")] = 0,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Of a recipe: private memory to work in, as 512MiB or 2GB.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of a recipe: how many.")] = None,
+    shard_size: Annotated[str | None, typer.Option(help="Of a recipe: bytes per file, as 5GB.")] = None,
+    parents: Annotated[
+        Path | None, typer.Option(help="Of a merged model made again: the folder that its parents are in.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Of a recipe: local, or ray for a cluster whose machines share a file system.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster: HOST:PORT, or auto for this machine's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Merge checkpoints into one. With --data, the merge and its parents are also evaluated."""
+    given = dict(locals())
+    recipe = _recipe(checkpoints)
+    _check_options(given, recipe)
+    if recipe is not None:
+        _merge_by_recipe(recipe, out, max_memory, threads, shard_size, parents, engine, address, as_json)
+        return
+    out = out or Path("merged.safetensors")
     from isthmus import measure, progress
     from isthmus import merge as merge_models
     from isthmus.errors import InputError
@@ -103,3 +136,82 @@ def merge(
     output.say(f"wrote {out}")
     if merged.own_program:
         output.say(f"and {out.with_suffix('.json')}: load both with isthmus.load({str(out)!r}, model=...)")
+
+
+def _recipe(items: list[str]) -> Path | None:
+    """The one argument that is a recipe, or a merged model to be made again."""
+    if len(items) == 1 and Path(items[0]).suffix.lower() not in (".yml", ".yaml"):
+        path = Path(items[0])
+        return path if path.exists() else None
+    recipes = [item for item in items if Path(item).suffix.lower() in (".yml", ".yaml")]
+    if recipes and len(items) > 1:
+        from isthmus.errors import InputError
+
+        raise InputError(f"{recipes[0]} is a recipe and names its own models: nothing can stand beside it")
+    return Path(recipes[0]) if recipes else None
+
+
+def _check_options(values: dict[str, object], recipe: Path | None) -> None:
+    """Options of one kind of merge are not taken for the other."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(merge).parameters.items()}
+    given = [name for name, value in values.items() if value != defaults[name] and name not in _BOTH]
+    wrong = [name for name in given if (name in _RECIPES) != (recipe is not None)]
+    if wrong:
+        from isthmus.errors import InputError
+
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        if recipe is None:
+            raise InputError(f"{options}: only for a merge by recipe")
+        raise InputError(f"{options}: not for a merge by recipe", hint=f"write it in {recipe.name}")
+
+
+def _merge_by_recipe(
+    path: Path,
+    out: Path | None,
+    max_memory: str | None,
+    threads: int | None,
+    shard_size: str | None,
+    parents: Path | None,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    from isthmus import progress
+    from isthmus.errors import InputError
+
+    progress.enable()
+    plan = _plan(path, parents)
+    if out is None:
+        raise InputError("where the merged model shall be is not known", hint="--out FOLDER")
+    size = _size("--shard-size", shard_size)
+    memory = _size("--max-memory", max_memory)
+    output.say(str(plan))
+    done = plan.run(out, max_memory=memory, threads=threads, shard_size=size, engine=engine, address=address)
+    typer.echo(json.dumps(done.as_dict(), indent=1, ensure_ascii=False) if as_json else str(done))
+
+
+def _plan(path: Path, parents: Path | None) -> Plan:
+    from isthmus.errors import InputError
+
+    if path.suffix.lower() in (".yml", ".yaml"):
+        from isthmus import plan
+
+        if parents is not None:
+            raise InputError(
+                "--parents is for a merged model that is made again",
+                hint="the recipe says where its models are",
+            )
+        return plan(path)
+    from isthmus.recipe.again import plan_again
+
+    return plan_again(path, parents)
+
+
+def _size(option: str, text: str | None) -> int | None:
+    from isthmus.errors import InputError
+    from isthmus.recipe.schema import read_size
+
+    try:
+        return None if text is None else read_size(text)
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from None

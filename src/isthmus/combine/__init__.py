@@ -1,5 +1,43 @@
-"""One tensor for N aligned ones: one rule per file, pure functions of tensors."""
+"""One tensor for N aligned ones: one rule per file, arithmetic on blocks of tensors."""
 
-from isthmus.combine.combination import COMBINATIONS, combine, normalised
+from isthmus.combine.blocks import (
+    BLOCK,
+    Block,
+    BlockRule,
+    Job,
+    Layout,
+    Place,
+    arithmetic,
+    cut,
+    measure,
+    places,
+    run,
+    write,
+)
+from isthmus.combine.combination import check_asked, combine
+from isthmus.combine.rules import COMBINATIONS, Rule, Terms, blockwise, normalised, options_of, rule, terms_of
 
-__all__ = ["COMBINATIONS", "combine", "normalised"]
+__all__ = [
+    "BLOCK",
+    "COMBINATIONS",
+    "Block",
+    "BlockRule",
+    "Job",
+    "Layout",
+    "Place",
+    "Rule",
+    "Terms",
+    "arithmetic",
+    "blockwise",
+    "check_asked",
+    "combine",
+    "cut",
+    "measure",
+    "normalised",
+    "options_of",
+    "places",
+    "rule",
+    "run",
+    "terms_of",
+    "write",
+]

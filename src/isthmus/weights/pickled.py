@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,34 @@ _WRAPPERS = ("state_dict", "model")
 # Modules whose names appear in a pickle of plain tensors. Only used to say why a file was refused:
 # what may be built is decided by torch's own list, and is less.
 _PLAIN = {"collections", "torch", "torch._utils", "torch._tensor", "torch.nn.parameter", "torch.storage"}
+
+
+class PickledFile(Mapping[str, Tensor]):
+    """The tensors of one file of `torch.save`, mapped where that is safe, else read whole.
+
+    Args:
+        path: an existing file.
+
+    Raises:
+        UnsafeFileError: as for `read_pickled`.
+        WeightsError: as for `read_pickled`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._tensors = read_pickled(path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
@@ -44,8 +72,9 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what it then refuses: the error below says it better
-            # Not mapped (mmap=True): nothing would check that a storage is as long as its tensor says.
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
+            content: object = _mapped(path)
+            if content is None:
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - broken bytes make the unpickler raise anything at all
         if names := _foreign(path):
             raise UnsafeFileError(
@@ -59,6 +88,51 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             hint="it is cut short, or of another format: fetch or write it again",
         ) from None
     return _plain(path, _unwrap(path, content))
+
+
+def _mapped(path: Path) -> object:
+    """The content with its tensors mapped from the file; None where that cannot be trusted.
+
+    torch takes the pickle's word for how long a tensor's bytes are, and would map whatever lies behind them
+    as well. So each storage must be one record of the archive, from its first byte to its last.
+    """
+    if not zipfile.is_zipfile(path):  # older files cannot be mapped
+        return None
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        storages = {s.data_ptr(): s.nbytes() for s in _storages(content) if s.nbytes()}
+        records = _records(path)
+    except Exception:  # noqa: BLE001 - the plain way of reading says better what is wrong
+        return None
+    found = sorted(storages.items())
+    if not found or len(found) != len(records):
+        return None
+    shift = found[0][0] - records[0][0]
+    moved = [(place + shift, size) for place, size in records]
+    return content if moved == found else None
+
+
+def _storages(content: object) -> Iterator[torch.UntypedStorage]:
+    if isinstance(content, Tensor):
+        if content.layout == torch.strided:
+            yield content.untyped_storage()
+    elif isinstance(content, Mapping):
+        for value in cast("Mapping[object, object]", content).values():
+            yield from _storages(value)
+    elif isinstance(content, list | tuple):
+        for value in cast("list[object]", content):
+            yield from _storages(value)
+
+
+def _records(path: Path) -> list[tuple[int, int]]:
+    """Where the bytes of tensors lie in an archive, and how many they are, in order."""
+    reader = cast("Any", torch._C).PyTorchFileReader(str(path))  # pyright: ignore[reportPrivateUsage]
+    with zipfile.ZipFile(path) as archive:
+        inside = [(info.filename.partition("/")[2], info) for info in archive.infolist()]
+        tensors = [(name, info) for name, info in inside if name.startswith("data/") and info.file_size]
+        if any(info.compress_type != zipfile.ZIP_STORED for _, info in tensors):
+            return []
+        return sorted((reader.get_record_offset(name), info.file_size) for name, info in tensors)
 
 
 def _unwrap(path: Path, content: object) -> object:

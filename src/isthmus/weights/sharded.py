@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import cast
 
 from torch import Tensor
 
 from isthmus.errors import WeightsError
+from isthmus.weights.bytes import Where
 from isthmus.weights.safetensors_file import SafetensorsFile
+from isthmus.weights.stored import Stored, stored
 
 INDEX = ".index.json"
 
@@ -26,9 +27,10 @@ class Sharded(Mapping[str, Tensor]):
         WeightsError: the index is broken, leads out of its folder, or does not agree with the shards.
     """
 
-    def __init__(self, index: Path, open_file: Callable[[Path], Mapping[str, Tensor]]):
+    def __init__(self, index: Where, open_file: Callable[[Where], Mapping[str, Tensor]]):
         weight_map = _read(index)
         shards = {name: open_file(index.parent / name) for name in sorted(set(weight_map.values()))}
+        self.shards: Mapping[str, Mapping[str, Tensor]] = shards
         held = {(name, shard) for shard, tensors in shards.items() for name in tensors}
         listed = set(weight_map.items())
         if held != listed:
@@ -46,8 +48,15 @@ class Sharded(Mapping[str, Tensor]):
         ]
         self.metadata = dict(set[tuple[str, str]].intersection(*told)) if told else {}
 
+    def stored(self, name: str) -> Stored:
+        """A tensor as it lies in its shard."""
+        return stored(self._shards[name], name)
+
     def __getitem__(self, name: str) -> Tensor:
         return self._shards[name][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shards
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shards)
@@ -56,7 +65,7 @@ class Sharded(Mapping[str, Tensor]):
         return len(self._shards)
 
 
-def _read(index: Path) -> dict[str, str]:
+def _read(index: Where) -> dict[str, str]:
     """Tensor name -> shard name, every shard a plain file name beside the index."""
     try:
         content: object = json.loads(index.read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,9 @@ from typing import IO
 from torch import Tensor
 
 from isthmus.errors import WeightsError
-from isthmus.weights.dense import DTYPES, objection, raw
+from isthmus.weights.dense import objection, raw
+from isthmus.weights.header import Entry
+from isthmus.weights.shards import header, objection_to_name
 
 
 def save(
@@ -25,8 +26,7 @@ def save(
     in the user's own class and in any other tool, where dropping the copies (as other writers do)
     asks each reader to know of the tie. It costs their bytes. Dtypes are kept; strides are not.
 
-    The layout is that of the reference writer, which puts the metadata in another order at each run;
-    here it is sorted, since the same inputs must give the same bytes.
+    The layout is that of the reference writer, with the metadata sorted: the same inputs give the same bytes.
 
     Args:
         tensors: what to write; they may come from a lazy checkpoint, even from `path` itself.
@@ -38,26 +38,13 @@ def save(
     """
     path = Path(path)
     _check(tensors, path)
-    # Wide dtypes first, as the reference writer does: so every tensor is aligned to its dtype.
-    rank = list(DTYPES).index
-    items = sorted(tensors.items(), key=lambda item: (-rank(item[1].dtype), item[0]))
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **dict(sorted((metadata or {}).items()))}}
-    start = 0
-    for name, tensor in items:
-        end = start + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    shapes = [(name, Entry(tensor.dtype, tuple(tensor.shape))) for name, tensor in tensors.items()]
+    first, entries = header(shapes, metadata or {})
     try:
         with atomic(path) as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, tensor in items:
-                file.write(raw(tensor))
+            file.write(first)
+            for name in entries:
+                file.write(raw(tensors[name]))
     except OSError as error:
         raise WeightsError(f"{path} cannot be written", [str(error.strerror or error)]) from error
 
@@ -90,7 +77,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _check(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -102,25 +89,15 @@ def _check(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise WeightsError(f"there are no tensors to write to {path}")
     wrong: list[str] = []
     for name, tensor in tensors.items():
-        if name == "__metadata__":
-            wrong.append(f"{name}    the format keeps this name for itself")
+        if problem := objection_to_name(name):
+            wrong.append(f"{name if name.isprintable() else repr(name)}    {problem}")
         elif problem := objection(tensor):
             wrong.append(f"{name}    {problem}")
-        elif not _is_utf8(name):
-            wrong.append(f"{name!r}    is no valid Unicode")
     if wrong:
         raise WeightsError(f"{len(wrong)} of {len(tensors)} tensors cannot be written to {path}", wrong)
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: JSON and pickles can smuggle one in
-        return False
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself last through a power cut, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -17,6 +17,8 @@ from isthmus.errors import InputError
 
 from .data import Augment, Dataset, Loader, cifar10, digits, fashion_mnist, npz, open_data, save_npz
 from .initial import init
+from .nets.gpt import GPT
+from .nets.llama import Llama
 from .nets.mlp import MLP, LinearNetwork
 from .nets.mobilenet import MobileNet
 from .nets.resnet import ResNet, resnet20
@@ -25,6 +27,7 @@ from .nets.vit import ViT
 from .training import DEMO_RECIPE, Epoch, TrainingResult, strangers, train
 
 vgg, resnet, mlp, linear_network, mobilenet, vit = VGG, ResNet, MLP, LinearNetwork, MobileNet, ViT
+gpt, llama = GPT, Llama
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "vgg": vgg,
@@ -37,6 +40,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "linear_network": linear_network,
     "vit": vit,
+    "gpt": gpt,
+    "llama": llama,
 }
 
 
@@ -74,12 +79,14 @@ def build(name: str, **params: Any) -> nn.Module:  # each architecture names and
 __all__ = [
     "ARCHITECTURES",
     "DEMO_RECIPE",
+    "GPT",
     "MLP",
     "VGG",
     "Augment",
     "Dataset",
     "Epoch",
     "LinearNetwork",
+    "Llama",
     "Loader",
     "MobileNet",
     "ResNet",
@@ -90,8 +97,10 @@ __all__ = [
     "demo_vgg",
     "digits",
     "fashion_mnist",
+    "gpt",
     "init",
     "linear_network",
+    "llama",
     "mlp",
     "mobilenet",
     "npz",

@@ -1,0 +1,273 @@
+"""Exact order statistics of a tensor that is seen block by block, without sorting it.
+
+A sample says roughly where the wanted ranks fall; one look at all numbers counts those below and collects those
+around. What comes out is what sorting the whole tensor would give, numbers that are equal included: they rank by
+position. Where the sample misled, two more looks follow: a histogram of the upper bits of every number (floats
+that are not negative are ordered as their bits are), and the numbers in the bins found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from isthmus.combine.blocks import Place, scratch
+
+_BINS = 1 << 15
+# Runs of 64 numbers, one in 33 of them: whole cache lines, whose columns drift through rows of any usual length.
+_RUN, _EVERY = 64, 33
+#: Tensors with fewer numbers are looked at whole: the time would go elsewhere.
+_SMALL = 1 << 14
+#: About as many numbers as a sample needs; more than four times as many are not kept.
+_SAMPLE = 1 << 18
+
+Numbers = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the number of a rank is thought to be.
+
+    Attributes:
+        low: the smallest it may be.
+        high: the largest.
+        known: numbers in it that were seen, if they are few.
+    """
+
+    low: float
+    high: float
+    known: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one block has.
+
+    Attributes:
+        below: how many numbers lie below each window.
+        values: the numbers inside the windows.
+        counts: how many of each.
+    """
+
+    below: tuple[int, ...]
+    values: Numbers
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The number of one rank, and how many are below it.
+
+    Attributes:
+        value: the number.
+        below: how many numbers are smaller.
+        equal: how many are equal to it.
+        blocks: key and start of a block -> how many equal ones lie in the blocks before it, and in it.
+    """
+
+    value: float
+    below: int
+    equal: int
+    blocks: dict[tuple[str, int], tuple[int, int]]
+
+    def equals(self, place: Place) -> tuple[int, int]:
+        """How many numbers equal to this one lie in the blocks before a place, and in its own."""
+        return self.blocks[place.key, place.start]
+
+
+def thinned(values: Tensor, place: Place) -> Tensor:
+    """The part of a block that the first pass looks at; all of it where the tensor is small."""
+    flat = values.reshape(-1)
+    whole = math.prod(place.shape)
+    if whole < _SMALL:
+        return flat
+    stride = _RUN * _EVERY * max(1, whole // (_SAMPLE * _EVERY))
+    runs = flat.numel() // stride
+    if runs == 0:
+        return flat[:_RUN]
+    return flat[: runs * stride].view(runs, stride)[:, :_RUN].reshape(-1)
+
+
+class OrderStatistics:
+    """The numbers of given ranks among all that were seen, in four passes, of which two are seldom needed.
+
+    Args:
+        ranks: how many numbers there are -> the ranks wanted, from 0 (the smallest); those outside are
+            brought inside.
+    """
+
+    passes = 4
+
+    def __init__(self, ranks: Callable[[int], Sequence[int]]):
+        self._ranks = ranks
+        self._sample: list[tuple[Numbers, float]] = []
+        self._held = 0
+        self._histogram = np.zeros(_BINS, dtype=np.int64)
+        self._shift = 16
+        self._windows: tuple[Window, ...] = ()
+        self._tallies: list[tuple[tuple[str, int], Tally]] = []
+        self.count = 0
+        self.boundaries: tuple[Boundary, ...] = ()
+
+    def skips(self, index: int) -> bool:
+        """Whether a pass has turned out not to be needed."""
+        return index >= 1 and bool(self.boundaries)
+
+    def measure(self, index: int, values: Float[Tensor, "..."]) -> object:
+        """What a pass wants to know of a block's numbers, none of them negative (nor minus zero).
+
+        In the first pass they are `thinned`.
+        """
+        if self.skips(index):
+            return None
+        flat = values if values.ndim == 1 else values.reshape(-1)
+        if index == 0:
+            return flat.numpy(force=True).copy()
+        if index % 2:
+            return self._tally(flat)
+        word, shift = (torch.int32, 16) if flat.dtype == torch.float32 else (torch.int64, 48)
+        upper = torch.bitwise_right_shift(flat.view(word), shift, out=scratch("upper", flat, word))
+        return shift, torch.bincount(upper, minlength=_BINS).numpy(force=True)
+
+    def _tally(self, values: Tensor) -> Tally:
+        numbers = values.numpy(force=True)
+        number = numbers.dtype.type
+        # Fresh arrays of this size would cost as much as looking at them.
+        inside, mask, other = (
+            scratch(name, values, torch.bool).numpy(force=True) for name in ("inside", "mask", "other")
+        )
+        below: list[int] = []
+        seen: dict[float, int] = {}
+        gather = False
+        for window in self._windows:
+            np.greater_equal(numbers, number(window.low), out=mask)
+            below.append(len(numbers) - int(np.count_nonzero(mask)))
+            mask &= np.less_equal(numbers, number(window.high), out=other)
+            left = int(np.count_nonzero(mask))
+            for value in window.known:
+                seen[value] = int(np.count_nonzero(np.equal(numbers, number(value), out=other)))
+                left -= seen[value]
+            if left:
+                np.logical_or(inside, mask, out=inside) if gather else np.copyto(inside, mask)
+                gather = True
+        found = np.compress(inside, numbers) if gather else numbers[:0]
+        if len(found) > len(numbers) // 4:
+            found, counts = np.unique(found, return_counts=True)
+        else:
+            counts = np.ones(len(found), np.int64)
+        # Numbers that were counted one by one are not counted again among those gathered.
+        fresh = ~np.isin(found, np.array([*seen], found.dtype)) if seen and gather else slice(None)
+        values_ = np.concatenate([np.array([*seen], numbers.dtype), found[fresh]])
+        return Tally(
+            tuple(below), values_, np.concatenate([np.array([*seen.values()], np.int64), counts[fresh]])
+        )
+
+    def add(self, index: int, partial: object, place: Place) -> None:
+        """Take in what a block had, in the order of the blocks."""
+        if partial is None:
+            return
+        if index == 0:
+            assert isinstance(partial, np.ndarray)
+            size = place.stop - place.start
+            self.count += size
+            self._sample.append((partial, size / len(partial)))
+            if len(partial) == size:
+                here = Tally((0,), partial, np.ones(size, np.int64))
+                self._tallies.append(((place.key, place.start), here))
+            self._forget()
+        elif index % 2:
+            assert isinstance(partial, Tally)
+            self._tallies.append(((place.key, place.start), partial))
+        else:
+            self._shift, histogram = partial  # type: ignore[misc]  # a shift and a histogram
+            self._histogram += histogram
+
+    def _forget(self) -> None:
+        """Keep every other number of a sample that is much larger than it needs to be."""
+        self._held += len(self._sample[-1][0])
+        if self._held > 4 * _SAMPLE:
+            self._sample = [(s[::2], w * len(s) / len(s[::2])) for s, w in self._sample]
+            self._held = sum(len(s) for s, _ in self._sample)
+
+    def close(self, index: int) -> None:
+        """All blocks were taken in."""
+        if self.skips(index):
+            return
+        wanted = [min(max(r, 0), self.count - 1) for r in self._ranks(self.count)]
+        if index == 0:
+            self._windows = tuple(self._guessed(wanted))
+            if sum(len(t.values) for _, t in self._tallies) == self.count:
+                everything = Window(0.0, math.inf)
+                self._settle([(rank, everything, 0) for rank in wanted])
+            self._sample.clear()
+        elif index == 2:
+            self._windows = tuple(self._binned(rank) for rank in wanted)
+        else:
+            below = [sum(t.below[i] for _, t in self._tallies) for i in range(len(wanted))]
+            self._settle(list(zip(wanted, self._windows, below, strict=True)))
+        self._tallies.clear()
+
+    def _guessed(self, wanted: Sequence[int]) -> Iterator[Window]:
+        """Where the numbers of some ranks very likely are, by the sample."""
+        values = np.concatenate([s for s, _ in self._sample])
+        weights = [w for _, w in self._sample]
+        if max(weights) < 1.2 * min(weights):
+            values.sort()
+            upto = np.arange(1, len(values) + 1)
+        else:
+            order = np.argsort(values)
+            values = values[order]
+            upto = np.cumsum(np.concatenate([np.full(len(s), w) for s, w in self._sample])[order])
+        for rank in wanted:
+            part = (rank + 0.5) / self.count
+            # Six standard deviations of a sample's quantile, as if half of its numbers told anything.
+            spread = 6 * math.sqrt(2 * part * (1 - part) / len(values)) + 8 / len(values)
+            ends = np.clip([part - spread, part + spread], 0, 1) * upto[-1]
+            first, last = np.minimum(np.searchsorted(upto, ends), len(values) - 1)
+            low = float(values[first]) if ends[0] > 0 else 0.0
+            high = float(values[last]) if ends[1] < upto[-1] else float(np.finfo(values.dtype).max)
+            known = np.unique(values[first : last + 1])
+            yield Window(low, high, tuple(known.tolist()) if len(known) <= 3 else ())
+
+    def _binned(self, rank: int) -> Window:
+        """Where the number of a rank surely is, by the histogram of all numbers."""
+        at = int(np.searchsorted(np.cumsum(self._histogram), rank, side="right"))
+        narrow, word = (np.float32, np.int32) if self._shift == 16 else (np.float64, np.int64)
+        bits = np.array([at << self._shift, (at + 1 << self._shift) - 1], np.int64)
+        low, high = bits.astype(word).view(narrow)
+        return Window(float(low), float(min(high, np.finfo(narrow).max)))
+
+    def _settle(self, wanted: Sequence[tuple[int, Window, int]]) -> None:
+        """Find the numbers of the ranks among what was collected; if they are all there, it is over."""
+        found = [self._boundary(*one) for one in wanted]
+        if all(f is not None for f in found):
+            self.boundaries = tuple(f for f in found if f is not None)
+
+    def _boundary(self, rank: int, window: Window, below: int) -> Boundary | None:
+        """The number of a rank, given how many are below its window; None if it is not in it."""
+        kept = [(t.values >= window.low) & (t.values <= window.high) for _, t in self._tallies]
+        values = [t.values[k] for (_, t), k in zip(self._tallies, kept, strict=True)]
+        counts = [t.counts[k] for (_, t), k in zip(self._tallies, kept, strict=True)]
+        together, times = np.concatenate(values), np.concatenate(counts)
+        total = int(times.sum())
+        if not below <= rank < below + total:
+            return None
+        if len(together) == total:
+            value = np.partition(together, rank - below)[rank - below]
+        else:
+            order = np.argsort(together)
+            value = together[order[np.searchsorted(np.cumsum(times[order]), rank - below, side="right")]]
+        blocks: dict[tuple[str, int], tuple[int, int]] = {}
+        seen = 0
+        for (block, _), inside, each in zip(self._tallies, values, counts, strict=True):
+            here = int(each[inside == value].sum())
+            blocks[block] = (seen, here)
+            seen += here
+        return Boundary(float(value), below + int(times[together < value].sum()), seen, blocks)

@@ -1,0 +1,270 @@
+"""The rules of trimmed and elected task vectors: what TIES, DARE, Breadcrumbs and DELLA have in common.
+
+Of each model's difference from the base some elements are kept (`trimming`), they are weighted, an election may
+decide each element's sign, and what agrees with it is added up, divided, scaled, and added to the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from isthmus.combine.blocks import (
+    Block,
+    BlockRule,
+    Place,
+    Scope,
+    arithmetic,
+    scratch,
+    task_vector,
+    total,
+    widened,
+)
+from isthmus.combine.order_statistics import thinned
+from isthmus.combine.trimming import Trim
+from isthmus.errors import InputError
+
+#: Whose arithmetic. Each names one set of a rule's options; an option that is given wins.
+Convention = Literal["paper", "mergekit", "peft", "fusion-bench"]
+
+#: What an agreeing sum is divided by: the weights of the models in it, their number, or nothing.
+Divide = Literal["weights", "count", "none"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Election:
+    """How the sign of an element is decided.
+
+    Attributes:
+        vote: by the sum of the models' elements, or by the number of their signs.
+        weighted: whether the models' weights count in the vote.
+        tie: the sign where the vote is even: plus, or that of most elements of the vote.
+    """
+
+    vote: Literal["sum", "count"] = "sum"
+    weighted: bool = True
+    tie: Literal["plus", "majority"] = "plus"
+
+
+class TaskVectors(BlockRule):
+    """base + lam * merged(trimmed task vectors).
+
+    Args:
+        weights: one per model.
+        trims: one per model.
+        election: how signs are decided; None adds up all that was kept.
+        divide: what the sum is divided by.
+        lam: what the result is multiplied by.
+        norm: scale each trimmed task vector to its former sum of magnitudes.
+        scope: whether trimming and norms see one tensor or all of the model's.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float],
+        trims: Sequence[Trim],
+        *,
+        election: Election | None = None,
+        divide: Divide = "none",
+        lam: float = 1.0,
+        norm: bool = False,
+        scope: Scope = "tensor",
+    ):
+        self._weights = tuple(weights)
+        self._trims = tuple(trims)
+        self._election = election
+        self._divide = divide
+        self._lam = lam
+        self._norm = norm
+        self._scales = [1.0] * len(self._weights)
+        self._even = 1.0
+        self._trimming = max((t.passes for t in trims), default=0)
+        self.layout = trims[0].layout if trims else "elements"
+        self.scope = scope
+        majority = election is not None and election.tie == "majority"
+        self.passes = self._trimming + norm + majority
+
+    # Measuring: the trims' own passes, then norms, then the vote of the votes.
+
+    def skips(self, index: int) -> bool:
+        return index < self._trimming and all(trim.skips(index) for trim in self._trims)
+
+    def measure(self, index: int, block: Block) -> object:
+        if index < self._trimming:
+            return block.place, self._looks(index, block)
+        base, dtype = _base(block)
+        if self._norm and index == self._trimming:
+            return [
+                self._norms(trim, task_vector(model, base, dtype, "vector"), block.place)
+                for trim, model in zip(self._trims, block.models, strict=True)
+            ]
+        vote, _ = self._vote(self._kept(block, base, dtype))
+        return float(torch.sign(vote).sum(dtype=torch.float64))
+
+    def _looks(self, index: int, block: Block) -> list[object]:
+        """What each model's trim wants to know in a pass."""
+        assert block.base is not None
+        looking = [trim for trim in self._trims if not trim.skips(index)]
+        thin = all(trim.thins(index) for trim in looking)
+
+        def seen(tensor: Tensor) -> Tensor:
+            return thinned(tensor, block.place) if thin else tensor
+
+        dtype = arithmetic(block)
+        base = widened(seen(block.base), dtype, "base") if looking else block.base
+        return [
+            None
+            if trim.skips(index)
+            else trim.measure(index, task_vector(seen(model), base, dtype, "vector"))
+            for trim, model in zip(self._trims, block.models, strict=True)
+        ]
+
+    def _norms(self, trim: Trim, vector: Tensor, place: Place) -> tuple[float, float]:
+        before = total(torch.abs(vector, out=scratch("magnitude", vector, vector.dtype)))
+        kept = trim.apply(vector, place)
+        return before, total(torch.abs(kept, out=scratch("magnitude", kept, kept.dtype)))
+
+    def reduce(self, index: int, partials: Iterable[object]) -> None:
+        if index < self._trimming:
+            for partial in partials:
+                place, found = cast("tuple[Place, list[object]]", partial)
+                for trim, one in zip(self._trims, found, strict=True):
+                    if not trim.skips(index):
+                        trim.add(index, one, place)
+            for trim in self._trims:
+                if not trim.skips(index):
+                    trim.close(index)
+        elif self._norm and index == self._trimming:
+            sums = [(0.0, 0.0)] * len(self._trims)
+            for partial in partials:
+                found = cast("list[tuple[float, float]]", partial)
+                sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, found, strict=True)]
+            # A vector of (almost) nothing is left alone, as in mergekit.
+            self._scales = [a / b if min(a, b) >= 1e-7 else 1.0 for a, b in sums]
+        else:
+            self._even = -1.0 if sum(cast("Iterable[float]", partials)) < 0 else 1.0
+
+    # Writing.
+
+    def write(self, block: Block) -> Tensor:
+        base, dtype = _base(block)
+        kept = self._kept(block, base, dtype)
+        merged = self._sum(kept) if self._election is None else self._agreed(kept)
+        if self._lam != 1:
+            merged.mul_(self._lam)
+        return merged.add_(base)
+
+    def _kept(self, block: Block, base: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """The trimmed task vectors, scaled, not weighted."""
+        found: list[Tensor] = []
+        for index, (trim, model) in enumerate(zip(self._trims, block.models, strict=True)):
+            kept = trim.apply(task_vector(model, base, dtype, f"vector {index}"), block.place)
+            if self._scales[index] != 1:
+                kept.mul_(self._scales[index])
+            found.append(kept)
+        return found
+
+    def _sum(self, kept: Sequence[Tensor]) -> Tensor:
+        whole = sum(self._weights) if self._divide == "weights" else float(len(kept))
+        if self._divide == "none" or abs(whole) < 1e-8:  # nothing to divide by
+            whole = 1.0
+        summed = scratch("merged", kept[0], kept[0].dtype)
+        torch.mul(kept[0], self._weights[0] / whole, out=summed)
+        for weight, vector in zip(self._weights[1:], kept[1:], strict=True):
+            summed.add_(vector, alpha=weight / whole)
+        return summed
+
+    def _vote(self, kept: Sequence[Tensor]) -> tuple[Tensor, tuple[float, ...]]:
+        """What decides each sign; and the weights that are still to be applied to `kept`."""
+        assert self._election is not None
+        left = self._weights
+        if self._election.weighted:
+            for weight, vector in zip(self._weights, kept, strict=True):
+                if weight != 1:
+                    vector.mul_(weight)
+            left = (1.0,) * len(kept)
+        vote = scratch("vote", kept[0], kept[0].dtype)
+        if self._election.vote == "sum":
+            if len(kept) == 1:
+                vote.copy_(kept[0])
+            else:
+                torch.add(kept[0], kept[1], out=vote)
+            for vector in kept[2:]:
+                vote.add_(vector)
+        else:
+            vote.zero_()
+            sign = scratch("sign", vote, vote.dtype)
+            for vector in kept:
+                vote.add_(torch.sign(vector, out=sign))
+        return vote, left
+
+    def _agreed(self, kept: Sequence[Tensor]) -> Tensor:
+        vote, left = self._vote(kept)
+        dtype = vote.dtype
+        sign = scratch("sign", vote, dtype)
+        if self._even > 0:  # +1 where the vote is even
+            torch.ge(vote, 0, out=sign)
+        else:
+            torch.gt(vote, 0, out=sign)
+        sign.mul_(2).sub_(1)
+        agrees, divided = vote, self._divide != "none"  # the vote's memory is free now
+        merged, parts = scratch("merged", vote, dtype), scratch("parts", vote, dtype)
+        for index, vector in enumerate(kept):
+            torch.mul(vector, sign, out=agrees)
+            torch.gt(agrees, 0, out=agrees)
+            weight = self._weights[index] if self._divide == "weights" else 1.0
+            if index == 0:
+                torch.mul(vector, agrees, out=merged)
+                if left[0] != 1:
+                    merged.mul_(left[0])
+                if divided:
+                    torch.mul(agrees, weight, out=parts)
+            else:
+                merged.addcmul_(vector, agrees, value=left[index])
+                if divided:
+                    parts.add_(agrees, alpha=weight)
+        if divided:
+            # Where no model has a part, the sum is zero, whatever it is divided by.
+            parts.add_(torch.eq(parts, 0, out=agrees))
+            merged.div_(parts)
+        return merged
+
+
+def _base(block: Block) -> tuple[Tensor, torch.dtype]:
+    assert block.base is not None, "a rule of task vectors has a base"
+    dtype = arithmetic(block)
+    return widened(block.base, dtype, "base"), dtype
+
+
+def chosen(
+    name: str, convention: str, sets: Mapping[str, Mapping[str, object]], given: Mapping[str, object]
+) -> dict[str, Any]:
+    """The options of a convention, and in their place those that were given (are not None).
+
+    Raises:
+        InputError: the rule has no such convention.
+    """
+    if convention not in sets:
+        raise InputError(f"{name} has no convention {convention!r}", hint=f"it has {', '.join(sets)}")
+    return {**sets[convention], **{key: value for key, value in given.items() if value is not None}}
+
+
+def wrong_choice(name: str, value: object, choices: Sequence[object]) -> list[str]:
+    """A line if a value is none of the choices."""
+    return [] if value in choices else [f"{name} = {value!r} is none of {', '.join(map(repr, choices))}"]
+
+
+def refuse(name: str, problems: Sequence[str]) -> None:
+    """Say all that is wrong with a rule's options.
+
+    Raises:
+        InputError: there are problems.
+    """
+    if problems:
+        raise InputError(f"the options of {name} are wrong", problems)

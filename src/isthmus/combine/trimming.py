@@ -1,0 +1,286 @@
+"""Which elements of a task vector are kept: the largest, all but outliers, at random, at random by rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isthmus.combine.blocks import Layout, Place, scratch
+from isthmus.combine.order_statistics import Boundary, OrderStatistics
+from isthmus.combine.random_masks import bernoulli, uniform
+
+#: Which elements as large as the smallest one kept are kept too: the first ones, so that exactly so many are
+#: kept as asked for; all; or all, and one more rank (the paper's code compares with the largest one dropped).
+Equals = Literal["first", "all", "rank-below"]
+
+
+class Trim:
+    """Keeps some elements of one model's task vector and sets the others to zero.
+
+    Attributes:
+        layout: how tensors must be cut.
+        passes: measuring passes.
+    """
+
+    layout: Layout = "elements"
+    passes: int = 0
+
+    def skips(self, index: int) -> bool:
+        """Whether a pass has turned out not to be needed."""
+        return index >= self.passes
+
+    def thins(self, index: int) -> bool:
+        """Whether a pass looks at a part of each block only (`thinned`)."""
+        del index
+        return False
+
+    def measure(self, index: int, vector: Tensor) -> object:
+        """What a pass wants to know of a block of the task vector. Pure."""
+        raise NotImplementedError
+
+    def add(self, index: int, partial: object, place: Place) -> None:
+        """Take in what a block had, in the order of the blocks."""
+        raise NotImplementedError
+
+    def close(self, index: int) -> None:
+        """All blocks of a pass were taken in."""
+        raise NotImplementedError
+
+    def apply(self, vector: Tensor, place: Place) -> Tensor:
+        """The trimmed block; the memory of `vector` may be used for it."""
+        raise NotImplementedError
+
+
+class _Ranked(Trim):
+    """Keeps elements by the rank of their magnitude.
+
+    Args:
+        found: the magnitudes of the ranks that decide.
+        passes: measuring passes.
+    """
+
+    def __init__(self, found: OrderStatistics, passes: int):
+        self._found = found
+        self.passes = passes
+
+    def skips(self, index: int) -> bool:
+        return index >= self.passes or self._found.skips(index)
+
+    def thins(self, index: int) -> bool:
+        return index == 0
+
+    def measure(self, index: int, vector: Tensor) -> object:
+        return self._found.measure(index, _magnitude(vector))
+
+    def add(self, index: int, partial: object, place: Place) -> None:
+        self._found.add(index, partial, place)
+
+    def close(self, index: int) -> None:
+        self._found.close(index)
+
+
+class Largest(_Ranked):
+    """Keeps the elements of largest magnitude.
+
+    Args:
+        density: the part that is kept, in (0, 1]; of n elements, the whole part of density n, at least one.
+        equals: what happens to elements as large as the smallest one kept.
+    """
+
+    def __init__(self, density: float, equals: Equals = "first"):
+        self._density = density
+        self._equals = equals
+        found = OrderStatistics(lambda count: [count - self._kept(count) - (equals == "rank-below")])
+        super().__init__(found, 0 if density >= 1 else OrderStatistics.passes)
+
+    def _kept(self, count: int) -> int:
+        return max(1, int(self._density * count))
+
+    def apply(self, vector: Tensor, place: Place) -> Tensor:
+        if self.passes == 0:
+            return vector
+        (least,) = self._found.boundaries
+        above = self._found.count - least.below - least.equal
+        quota = least.equal if self._equals != "first" else self._kept(self._found.count) - above
+        earlier, here = least.equals(place)
+        return _kept_from(vector, least.value, min(max(quota - earlier, 0), here), here)
+
+
+class Middle(_Ranked):
+    """Drops the smallest elements and the very largest.
+
+    Args:
+        density: the part that is kept, in (0, 1].
+        gamma: the part of the largest that is dropped first, in [0, 1).
+        row: within each row, instead of the whole tensor.
+        whole: whether density 1 keeps everything, gamma or not.
+    """
+
+    def __init__(self, density: float, gamma: float, row: bool = False, whole: bool = True):
+        self._density = density
+        self._gamma = gamma
+        self._row = row
+        self._everything = whole and density >= 1
+        self.layout = "rows" if row else "elements"
+        passes = 0 if row or self._everything else OrderStatistics.passes
+        super().__init__(OrderStatistics(self._window), passes)
+
+    def _window(self, count: int) -> tuple[int, int]:
+        """The first rank that is kept and the first that is not, from the smallest."""
+        kept, top = int(self._density * count), int(self._gamma * count)
+        start = max(0, count - kept - top)
+        return start, start + kept
+
+    def apply(self, vector: Tensor, place: Place) -> Tensor:
+        if self._everything:
+            return vector
+        if self._row:
+            return self._apply_to_rows(vector)
+        low, high = self._found.boundaries
+        start, stop = self._window(self._found.count)
+        size = _magnitude(vector).reshape(-1).numpy(force=True)
+        kept = _ranked_from(size, low, start, place)
+        if stop < self._found.count:
+            kept &= ~_ranked_from(size, high, stop, place)
+        if stop <= start:
+            kept[:] = False
+        return _masked(vector, torch.from_numpy(kept))
+
+    def _apply_to_rows(self, vector: Tensor) -> Tensor:
+        start, stop = self._window(vector.shape[-1])
+        order = torch.argsort(vector.abs(), dim=-1, stable=True)
+        kept = torch.zeros(vector.shape, dtype=torch.bool, device=vector.device)
+        return _masked(vector, kept.scatter_(-1, order[..., start:stop], True))
+
+
+class AtRandom(Trim):
+    """Keeps each element with the same probability.
+
+    Args:
+        density: the probability, in (0, 1].
+        stream: which of the models' random numbers to use.
+        rescale: divide what is kept by the density.
+    """
+
+    def __init__(self, density: float, stream: int, rescale: bool):
+        self._density = density
+        self._stream = stream
+        self._rescale = rescale
+
+    def apply(self, vector: Tensor, place: Place) -> Tensor:
+        if self._density >= 1:
+            return vector
+        _masked(vector, bernoulli(place, self._stream, self._density))
+        return vector.mul_(1 / self._density) if self._rescale else vector
+
+
+class AtRandomByRank(Trim):
+    """Keeps an element with a probability that grows with the rank of its magnitude in its row.
+
+    A row is all that one output reads: for a convolution, a filter.
+
+    Args:
+        density: the mean probability, in (0, 1].
+        epsilon: the smallest and largest probability are this much below and above it.
+        stream: which of the models' random numbers to use.
+        rescale: divide what is kept by its own probability.
+    """
+
+    layout: Layout = "filters"
+
+    def __init__(self, density: float, epsilon: float, stream: int, rescale: bool):
+        self._density = density
+        self._epsilon = epsilon
+        self._stream = stream
+        self._rescale = rescale
+
+    def apply(self, vector: Tensor, place: Place) -> Tensor:
+        if self._density >= 1:
+            return vector
+        chance = self._probabilities(vector)
+        kept = uniform(place, self._stream).to(vector.device).view(vector.shape) < chance
+        _masked(vector, kept)
+        return vector.div_(chance) if self._rescale else vector
+
+    def _probabilities(self, vector: Tensor) -> Tensor:
+        length = vector.shape[-1]
+        if length == 1:
+            return torch.full_like(vector, self._density)
+        step = 2 * self._epsilon / (length - 1)
+        # Of equal magnitudes the earlier one ranks lower.
+        ladder = self._density - self._epsilon + step * torch.arange(length, dtype=torch.float64)
+        order = ranked(vector.abs())
+        chance = torch.empty_like(vector)
+        rungs = ladder.to(vector).expand(vector.shape)
+        return chance.scatter_(-1, order, rungs)
+
+
+def ranked(size: Tensor) -> Tensor:
+    """Positions along the last axis in ascending order of numbers that are not negative; stable.
+
+    float32 numbers are sorted together with their positions, as 64-bit integers: several times faster
+    than sorting positions by numbers.
+    """
+    length = size.shape[-1]
+    if size.dtype != torch.float32 or length >= 1 << 31:
+        return torch.argsort(size, dim=-1, stable=True)
+    pairs = size.view(torch.int32).numpy(force=True).astype(np.int64)
+    pairs <<= 32
+    pairs |= np.arange(length, dtype=np.int64)
+    pairs.sort(axis=-1)
+    pairs &= 0xFFFFFFFF
+    return torch.from_numpy(pairs).to(size.device)
+
+
+def _magnitude(vector: Tensor) -> Tensor:
+    return torch.abs(vector, out=scratch("magnitude", vector, vector.dtype))
+
+
+def _masked(vector: Tensor, kept: Tensor) -> Tensor:
+    """The vector with what is not kept set to zero, in place."""
+    # Bytes become floats seven times faster than booleans do.
+    mask = scratch("mask", vector, vector.dtype).copy_(kept.view(torch.uint8).view(vector.shape))
+    return vector.mul_(mask)
+
+
+def _kept_from(vector: Tensor, least: float, quota: int, equal: int) -> Tensor:
+    """What is larger than a bound, and the first `quota` of the `equal` elements that equal it, in place."""
+    narrow = np.float32 if vector.dtype == torch.float32 else np.float64
+    value = narrow(least)
+    if quota == 0 or quota == equal:
+        return _shrunk(vector, float(np.nextafter(value, narrow(-1)) if quota else value))
+    size = _magnitude(vector).reshape(-1).numpy(force=True)
+    kept = size > value
+    kept[np.flatnonzero(size == value)[:quota]] = True
+    return _masked(vector, torch.from_numpy(kept))
+
+
+def _shrunk(vector: Tensor, bound: float) -> Tensor:
+    """The vector with magnitudes up to a bound set to zero, in place; a negative bound keeps all."""
+    return vector if bound < 0 else torch.hardshrink(vector, bound, out=vector)
+
+
+def _ranked_from(size: np.ndarray, boundary: Boundary, rank: int, place: Place) -> np.ndarray:
+    """Which elements rank at least so high, from the smallest; equal ones by position."""
+    value = size.dtype.type(boundary.value)
+    kept = size > value
+    equal = np.flatnonzero(size == value)
+    skipped = max(rank - boundary.below - boundary.equals(place)[0], 0)
+    kept[equal[skipped:]] = True
+    return kept
+
+
+def unit_interval(name: str, values: Sequence[float], *, zero: bool = False, one: bool = True) -> list[str]:
+    """What is wrong with numbers that should lie between 0 and 1, one line each."""
+    wrong = [
+        v
+        for v in values
+        if not math.isfinite(v) or v < 0 or v > 1 or (v == 0 and not zero) or (v == 1 and not one)
+    ]
+    span = ("[" if zero else "(") + "0, 1" + ("]" if one else ")")
+    return [f"{name} = {v:g} is not in {span}" for v in dict.fromkeys(wrong)]
