@@ -158,3 +158,17 @@ def test_unknown_names_are_key_errors(tensors: Tensors, tmp_path: Path):
     assert "nothing" not in lazy
     with pytest.raises(KeyError, match="nothing"):
         lazy["nothing"]
+
+
+def test_a_pickle_is_mapped_and_so_takes_no_memory(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.zeros(1000), "v": torch.ones(3)}, path)
+    found = weights.open(path)
+    content = bytearray(path.read_bytes())
+    at = -(-content.index(bytes(4000)) // 64) * 64  # tensors begin at multiples of 64
+    with path.open("r+b") as file:
+        file.seek(at + 64)
+        file.write(b"\x00\x00\x80\x3f")
+    assert found["w"].sum() == 1, "what is changed in the file shows"
+    found["v"][0] = 5
+    assert weights.open(path)["v"][0] == 1, "what is changed in memory does not"

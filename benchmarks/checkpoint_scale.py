@@ -1,0 +1,377 @@
+"""Merging checkpoints that lie on a disk: isthmus, a bare stream, mergekit and a plain copy, in one paired run.
+
+    python benchmarks/checkpoint_scale.py --folder DIR [--repeats 3] [--threads 1] [--mergekit PYTHON]
+        [--what linear2,linear3,task-arithmetic,ties,dare-ties,della,sizes] [--gigabytes 2.2]
+
+In DIR, which needs about seven times the gigabytes, the script makes siblings with the tensors of TinyLlama (bf16, in
+three shards; a base and models 2e-4 away from it). Every contestant is a process of its own, started in turn
+within each repeat, so that whatever else the machine does hits all of them; start-up and `import torch` count,
+and all but mergekit and `copy` put the output on the disk (fsync) before they end. Reported are medians (min .. max)
+of wall seconds, CPU seconds (user and system, children included), peak resident memory (mapped files included)
+and peak private memory (what no file backs, sampled).
+
+"stream" is what this machine can do: mapped blocks in, float32 accumulation in reused buffers, positioned
+writes out, no checks, no journal. "mergekit" runs `mergekit-yaml` of another environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = 1 << 20
+HIDDEN, INNER, KEYS, VOCABULARY = 2048, 5632, 256, 32000
+
+
+def shapes(layers: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a Llama, 22 layers of which are TinyLlama (2.2 GB in bf16)."""
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "lm_head.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    for i in range(layers):
+        found |= {
+            f"model.layers.{i}.self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+            f"model.layers.{i}.self_attn.k_proj.weight": (KEYS, HIDDEN),
+            f"model.layers.{i}.self_attn.v_proj.weight": (KEYS, HIDDEN),
+            f"model.layers.{i}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            f"model.layers.{i}.mlp.gate_proj.weight": (INNER, HIDDEN),
+            f"model.layers.{i}.mlp.up_proj.weight": (INNER, HIDDEN),
+            f"model.layers.{i}.mlp.down_proj.weight": (HIDDEN, INNER),
+            f"model.layers.{i}.input_layernorm.weight": (HIDDEN,),
+            f"model.layers.{i}.post_attention_layernorm.weight": (HIDDEN,),
+        }
+    return found
+
+
+def layers_of(gigabytes: float) -> int:
+    ends, layer = 2 * VOCABULARY * HIDDEN, sum(a * b for a, b in [(HIDDEN, HIDDEN)] * 2)
+    layer += 2 * KEYS * HIDDEN + 3 * INNER * HIDDEN
+    return max(round((gigabytes * 1e9 / 2 - ends) / layer), 1)
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "dtype": "bfloat16",
+}
+
+
+def make(folder: Path, gigabytes: float, name: str, seed: int) -> Path:
+    """One checkpoint: the base for seed 0, else the base and a little noise; made once."""
+    import torch
+
+    from isthmus import weights
+
+    out = folder / f"{gigabytes:g}-{name}"
+    if out.exists():
+        return out
+    layers = layers_of(gigabytes)
+    plan = weights.lay_out(
+        [(key, torch.bfloat16, shape) for key, shape in shapes(layers).items()],
+        shard_size=int(gigabytes * 1e9 / 2.7),
+    )
+    draft = weights.Draft(out, plan, f"{name} {seed}")
+    draft.copy("config.json", None, json.dumps({**CONFIG, "num_hidden_layers": layers}))
+    for file in draft.files:
+        for key, entry in file.shard.entries.items():
+            for start in range(0, entry.numel, BLOCK):
+                count = min(BLOCK, entry.numel - start)
+                generator = torch.Generator().manual_seed(hash((len(key), entry.numel, start)) % 2**31)
+                values = torch.randn(count, generator=generator).mul_(0.02)
+                if seed:
+                    noise = torch.Generator().manual_seed(seed * 2**31 + start % 2**31 + len(key))
+                    values.add_(torch.randn(count, generator=noise), alpha=2e-4)
+                file.write(key, start, values.bfloat16())
+        file.enter(dict.fromkeys(file.shard.entries, ""))
+    draft.publish()
+    return out
+
+
+# The contestants: each is a process that ends when its output is there.
+
+
+def stream(models: list[Path], out: Path, threads: int) -> None:
+    """The least that a linear merge has to do."""
+    import mmap
+    import threading
+
+    import torch
+
+    torch.set_num_threads(1)
+    out.mkdir()
+    opened = [{f.name: _mapped(f, mmap) for f in sorted(m.glob("*.safetensors"))} for m in models]
+    work: list[tuple[str, int, int]] = []
+    handles = {}
+    for name, (file, start, size) in opened[0].items():
+        handles[name] = os.open(out / name, os.O_RDWR | os.O_CREAT)
+        os.posix_fallocate(handles[name], 0, size)
+        os.pwrite(handles[name], file[:start], 0)
+        work += [(name, at, min(2 * BLOCK, size - at)) for at in range(start, size, 2 * BLOCK)]
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        total, term = torch.empty(BLOCK), torch.empty(BLOCK)
+        result = torch.empty(BLOCK, dtype=torch.bfloat16)
+        while work:
+            try:
+                name, at, count = work.pop(0)
+            except IndexError:
+                return
+            n = count // 2
+            for index, model in enumerate(opened):
+                block = torch.frombuffer(model[name][0], dtype=torch.bfloat16, count=n, offset=at)
+                if index == 0:
+                    total[:n].copy_(block).mul_(1 / len(models))
+                else:
+                    total[:n].add_(term[:n].copy_(block), alpha=1 / len(models))
+            result[:n].copy_(total[:n])
+            os.pwrite(handles[name], result[:n].view(torch.uint8).numpy().data, at)
+
+    own = [threading.Thread(target=run) for _ in range(threads)]
+    for thread in own:
+        thread.start()
+    for thread in own:
+        thread.join()
+    for handle in handles.values():
+        os.fsync(handle)
+
+
+def _mapped(path: Path, mmap) -> tuple[object, int, int]:
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        flags = mmap.MAP_PRIVATE | 0x4000
+        found = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return found, start, len(found)
+
+
+def copy(models: list[Path], out: Path, threads: int) -> None:
+    """A copy of as many bytes as the output has."""
+    del threads
+    out.mkdir()
+    for file in sorted(models[0].glob("*.safetensors")):
+        shutil.copyfile(file, out / file.name)
+
+
+def ours(
+    models: list[Path], base: Path | None, out: Path, method: str, options: dict[str, object], threads: int
+):
+    import isthmus
+
+    isthmus.merge_files(
+        models,
+        out,
+        method=method,
+        base=base,
+        threads=threads,
+        max_memory="480MiB",
+        shard_size="800MB",
+        **options,
+    )
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "ties": {"density": 0.3},
+    "dare-ties": {"density": 0.3},
+    "dare-linear": {"density": 0.3},
+    "della": {"density": 0.4},
+    "della-linear": {"density": 0.4},
+}
+
+
+#: Where the same word means another arithmetic, mergekit's is measured.
+CONVENTION = {"convention": "mergekit"}
+CONVENTIONS: dict[str, dict[str, object]] = dict.fromkeys(("ties", "della", "dare-ties"), CONVENTION)
+
+
+def recipe(models: list[Path], base: Path | None, method: str, options: dict[str, object]) -> str:
+    """mergekit's words for the same."""
+    listed = "\n".join(
+        f"  - model: {m}\n    parameters: {json.dumps({'weight': 1 if base else 1 / len(models), **options})}"
+        for m in models
+    )
+    head = f"merge_method: {method.replace('-', '_')}\ndtype: bfloat16\n"
+    return head + (f"base_model: {base}\n" if base else "") + f"models:\n{listed}\n"
+
+
+# mergekit's command. It imports torchvision, and wheels for CUDA do not import beside a torch for CPUs: the two
+# operators that they miss are declared, as nothing here uses them.
+MERGEKIT = """
+import importlib.util, pathlib, torch
+spec = importlib.util.find_spec("torchvision")
+for library in pathlib.Path(spec.origin).parent.glob("_C*") if spec and spec.origin else []:
+    try:
+        torch.ops.load_library(library)
+    except OSError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from mergekit.scripts.run_yaml import main
+main()
+"""
+
+
+@dataclass
+class Cost:
+    """Of one process."""
+
+    wall: float
+    cpu: float
+    resident: float
+    private: float
+
+
+def measured(command: list[str]) -> Cost:
+    """Run a process and watch what it takes; memory in MiB."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    private = 0
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        try:
+            text = Path(f"/proc/{process.pid}/status").read_text()
+            private = max(private, int(text.partition("RssAnon:")[2].split()[0]))
+        except (OSError, IndexError):
+            pass
+        time.sleep(0.01)
+    wall = time.monotonic() - began
+    errors = process.stderr.read().decode() if process.stderr else ""
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-3000:]}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, private / 1024)
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} .. {max(values):.{digits}f})"
+
+
+def compete(contestants: dict[str, list[str]], out: Path, repeats: int) -> dict[str, list[Cost]]:
+    costs: dict[str, list[Cost]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for turn in range(repeats):
+        # Who comes first finds the files on the disk, not in memory: everyone is first in turn.
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            command = contestants[name]
+            shutil.rmtree(out, ignore_errors=True)
+            costs[name].append(measured(command))
+    shutil.rmtree(out, ignore_errors=True)
+    return costs
+
+
+def show(title: str, costs: dict[str, list[Cost]], baseline: str) -> None:
+    print(
+        f"\n{title}\n| who | wall s | CPU s | CPU to {baseline} | wall to {baseline} | RSS MiB | private MiB |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, runs in costs.items():
+        pairs = list(zip(runs, costs[baseline], strict=True))
+        print(
+            f"| {name} | {spread([c.wall for c in runs])} | {spread([c.cpu for c in runs])} "
+            f"| {spread([a.cpu / b.cpu for a, b in pairs], 2)} | {spread([a.wall / b.wall for a, b in pairs], 2)} "
+            f"| {max(c.resident for c in runs):.0f} | {max(c.private for c in runs):.0f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="on the disk that is measured")
+    parser.add_argument("--what", default="linear2,linear3,task-arithmetic,ties,dare-ties,della,sizes")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gigabytes", type=float, default=2.2, help="of one model")
+    parser.add_argument("--mergekit", type=Path, help="the Python of an environment that has mergekit")
+    parser.add_argument("--mergekit-repeats", type=int, default=1, help="of the methods that take it minutes")
+    parser.add_argument("--run", help="used by the script itself: one contestant, as JSON")
+    options = parser.parse_args()
+    if options.run:
+        run_one(json.loads(options.run))
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for what in options.what.split(","):
+        measure(what, options)
+
+
+def run_one(asked: dict) -> None:
+    models = [Path(m) for m in asked["models"]]
+    base = Path(asked["base"]) if asked["base"] else None
+    out = Path(asked["out"])
+    if asked["who"] == "isthmus":
+        method = asked["method"]
+        chosen = {**OPTIONS.get(method, {}), **CONVENTIONS.get(method, {})}
+        ours(models, base, out, method, chosen, asked["threads"])
+    else:
+        {"stream": stream, "copy": copy}[asked["who"]](models, out, asked["threads"])
+
+
+def measure(what: str, options: argparse.Namespace) -> None:
+    folder, out = options.folder, options.folder / "out"
+
+    def command(who: str, models: list[Path], method: str, base: Path | None) -> list[str]:
+        asked = {
+            "who": who,
+            "models": [str(m) for m in models],
+            "base": str(base) if base else None,
+            "out": str(out),
+            "method": method,
+            "threads": options.threads,
+        }
+        return [sys.executable, __file__, "--folder", str(folder), "--run", json.dumps(asked)]
+
+    if what == "sizes":
+        for gigabytes in (0.5, 2.0, 6.0):
+            pair = [make(folder, gigabytes, "a", 1), make(folder, gigabytes, "b", 2)]
+            rows = {m: command("isthmus", pair[1:] if m == "ties" else pair, m, pair[0] if m == "ties" else None)
+                    for m in ("linear", "ties")}  # fmt: skip
+            show(f"{gigabytes:g} GB models", compete(rows, out, 1), "linear")
+            if gigabytes != options.gigabytes:
+                for path in pair:
+                    shutil.rmtree(path)
+        return
+    method = {"linear2": "linear", "linear3": "linear"}.get(what, what)
+    models = [make(folder, options.gigabytes, "abc"[i], i + 1) for i in range(3 if what == "linear3" else 2)]
+    base = None if method == "linear" else make(folder, options.gigabytes, "base", 0)
+    rows = {"isthmus": command("isthmus", models, method, base)}
+    if method in ("linear", "task-arithmetic"):
+        # Task arithmetic reads the base too: the stream of as many files.
+        rows["stream"] = command("stream", [*models, *([base] if base else [])], method, None)
+        rows["copy"] = command("copy", models, method, None)
+        baseline = "stream"
+    else:
+        rows["isthmus linear"] = command("isthmus", [*models, base] if base else models, "linear", None)
+        baseline = "isthmus linear"
+    costs = compete(rows, out, options.repeats)
+    if options.mergekit:
+        written = folder / "recipe.yml"
+        written.write_text(recipe(models, base, method, OPTIONS.get(method, {})))
+        show(f"{what}: {len(models)} x {options.gigabytes:g} GB", costs, baseline)
+        theirs_is = [str(options.mergekit), "-c", MERGEKIT, str(written), str(out)]
+        again = options.repeats if method == "linear" else options.mergekit_repeats
+        theirs = compete({"mergekit": theirs_is}, out, again)
+        costs["mergekit"] = (theirs["mergekit"] * options.repeats)[: options.repeats]
+    show(f"{what}: {len(models)} x {options.gigabytes:g} GB", costs, baseline)
+
+
+if __name__ == "__main__":
+    main()
