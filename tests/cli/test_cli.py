@@ -58,7 +58,7 @@ def test_help_lists_the_verbs_and_imports_no_torch(tmp_path: Path):
 def test_symmetry_lists_spaces_and_verifies(tmp_path: Path):
     shown = run("symmetry", "base=4", *ARCH[:2], "--shape", "2,1,8,8", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "features.0" in shown.stdout and "verified: relative error" in shown.stdout
+    assert "features.18.weight[0]" in shown.stdout and "verified: relative error" in shown.stdout
     asked = run("symmetry", "base=4", *ARCH[:2], "--shape", "2,1,8,8", "--json", cwd=tmp_path)
     described = json.loads(asked.stdout)
     assert described["verification"]["error"] < 1e-9

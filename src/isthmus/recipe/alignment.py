@@ -1,0 +1,263 @@
+"""`isthmus: {align: ...}`: models brought to one order of units first, both as they stream from their files.
+
+Matching writes, for every weight that moves, the old position of each new one; the merge then reads that weight through
+them. No aligned copy of a model is ever made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isthmus.errors import InputError
+from isthmus.recipe.schema import Align, Recipe
+from isthmus.recipe.text import Problems
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isthmus.align import Alignment
+    from isthmus.recipe.parents import Parent
+    from isthmus.recipe.plan import Plan
+    from isthmus.recipe.rows import Row
+    from isthmus.symmetry import SymmetryGraph
+
+_WHERE = ("isthmus", "align")
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Orders of units, where they lie.
+
+    Args:
+        file: a checkpoint of index tensors.
+        orders: (model, tensor) -> (dimension, name of the index) for each dimension that moves.
+        told: what was found, in words.
+    """
+
+    file: Path
+    orders: Mapping[tuple[str, str], Sequence[tuple[int, str]]]
+    told: tuple[str, ...]
+
+
+def reference_of(recipe: Recipe, parents: Mapping[str, Parent]) -> str:
+    """The model whose order of units the output has: as the recipe says, else the base, else the first."""
+    assert recipe.isthmus.align is not None
+    named = recipe.isthmus.align.reference or recipe.base_model
+    return str(named) if named is not None else next(iter(parents))
+
+
+def graph_file(align: Align, roots: Sequence[Path], inside: Path | None) -> Path | None:
+    """Where the graph is that a recipe names; None where it is nowhere that the recipe may name."""
+    if align.graph is None:
+        return None
+    found = [root / Path(align.graph).expanduser() for root in roots]
+    return next(
+        (
+            path
+            for path in found
+            if path.is_file() and (inside is None or path.resolve().is_relative_to(inside.resolve()))
+        ),
+        None,
+    )
+
+
+def check(
+    recipe: Recipe,
+    parents: Mapping[str, Parent],
+    rows: Sequence[Row],
+    roots: Sequence[Path],
+    inside: Path | None,
+    problems: Problems,
+) -> None:
+    """Find what is wrong with an alignment before a tensor is read.
+
+    Args:
+        recipe: as read.
+        parents: by the recipe's own names.
+        rows: of the plan.
+        roots: folders that relative paths begin in.
+        inside: as for `plan_text`.
+        problems: told what is wrong.
+    """
+    align = recipe.isthmus.align
+    if align is None:
+        return
+    if len(parents) < 2:
+        problems.add(_WHERE, "one model alone is aligned to nothing")
+    reference = reference_of(recipe, parents)
+    if reference not in parents:
+        near = ", ".join(parents)
+        problems.add((*_WHERE, "reference"), f"{reference} is no model of this recipe", f"there is {near}")
+        return
+    for name, parent in parents.items():
+        if parent.adapter is not None:
+            problems.add(
+                _WHERE,
+                f"{name} has an adapter, and only whole models are aligned",
+                "merge it into its model first",
+            )
+    other = [row.name for row in rows if any(part.name != row.name for part in row.parts)]
+    if other:
+        problems.add(
+            _WHERE,
+            f"{len(other)} tensors are made of others of another name: {', '.join(other[:3])}",
+            "models are aligned layer by layer: align whole models, and cut the result into slices",
+        )
+    if align.graph is not None:
+        if graph_file(align, roots, inside) is None:
+            problems.add(
+                (*_WHERE, "graph"),
+                f"{align.graph} does not exist",
+                "isthmus symmetry MODEL --save FILE writes it",
+            )
+    elif not parents[reference].config:
+        problems.add(
+            _WHERE,
+            f"{reference} has no config.json that its symmetries could be read from",
+            "graph: FILE, which `isthmus symmetry MODEL --save FILE` writes",
+        )
+    elif importlib.util.find_spec("transformers") is None:
+        problems.add(
+            _WHERE,
+            "to read symmetries from a config.json, the package transformers is needed",
+            "pip install transformers; or graph: FILE, which `isthmus symmetry MODEL --save FILE` writes",
+        )
+
+
+def align(plan: Plan, file: Path, threads: int | None) -> Aligned:
+    """Match every model to the reference, or take up what an interrupted run has found.
+
+    Args:
+        plan: whose recipe asks for an alignment.
+        file: where orders are kept.
+        threads: to match with.
+
+    Raises:
+        VerificationError: the symmetries could not be verified.
+        InputError: the graph does not fit the models, or was never verified.
+    """
+    from isthmus import weights
+    from isthmus.align.by_parts import weight_matching_by_parts
+
+    wanted = plan.recipe.isthmus.align
+    assert wanted is not None
+    reference = reference_of(plan.recipe, plan.parents)
+    opened = {name: weights.open(parent.path) for name, parent in plan.parents.items()}
+    known = json.dumps(
+        [
+            wanted.model_dump(mode="json"),
+            plan.recipe.isthmus.seed,
+            reference,
+            "" if plan.graph is None else hashlib.sha256(plan.graph.read_bytes()).hexdigest(),
+            [[name, repr(weights.identify(tensors))] for name, tensors in opened.items()],
+        ]
+    )
+    key = hashlib.sha256(known.encode()).hexdigest()
+    if (found := _kept(file, key)) is not None:
+        return found
+    graph, said = _graph(plan.graph, plan.parents[reference])
+    alignment = weight_matching_by_parts(
+        graph,
+        list(opened.values()),
+        reference=list(opened).index(reference),
+        seed=plan.recipe.isthmus.seed,
+        max_sweeps=wanted.max_sweeps,
+        residual=wanted.residual,
+        threads=threads,
+    )
+    told = [f"symmetries {said}", *_told(alignment, list(opened), reference)]
+    tensors, orders = _orders(alignment, opened)
+    described = {
+        "isthmus.key": key,
+        "isthmus.orders": json.dumps([[*place, dims] for place, dims in orders.items()]),
+        "isthmus.told": json.dumps(told),
+    }
+    weights.save(tensors, file, metadata=described)
+    return Aligned(file, orders, tuple(told))
+
+
+def _kept(file: Path, key: str) -> Aligned | None:
+    """What an interrupted run of the same recipe on the same files has found."""
+    from isthmus import weights
+
+    with contextlib.suppress(InputError, ValueError, KeyError, TypeError):
+        notes = weights.metadata(file) if file.is_file() else {}
+        if notes.get("isthmus.key") == key:
+            orders = {
+                (model, name): [(dim, index) for dim, index in dims]
+                for model, name, dims in json.loads(notes["isthmus.orders"])
+            }
+            return Aligned(file, orders, tuple(json.loads(notes["isthmus.told"])))
+    return None
+
+
+def _graph(file: Path | None, parent: Parent) -> tuple[SymmetryGraph, str]:
+    """The symmetries, and how they are known to hold."""
+    if file is None:
+        from isthmus.symmetry.from_config import symmetries_of
+
+        graph, verification = symmetries_of(str(parent.folder))
+        return graph, f"of config.json, {verification}".splitlines()[0]
+    from isthmus.symmetry import saved
+
+    graph = saved.load(file)
+    said = str(getattr(graph.program, "verification", ""))
+    if not said:
+        raise InputError(
+            f"{file} was never verified, and what it says may be wrong",
+            hint="write it again without --no-check: isthmus symmetry MODEL --save FILE",
+        )
+    return graph, f"of {file.name}, {said}".splitlines()[0]
+
+
+def _told(alignment: Alignment, names: Sequence[str], reference: str) -> Iterator[str]:
+    for index, name in enumerate(names):
+        costs = [cost for cost in alignment.costs if cost.model == index]
+        if costs:
+            before, after = (
+                sum(values) / len(costs) for values in zip(*((c.before, c.after) for c in costs), strict=True)
+            )
+            yield (
+                f"{name} aligned to {reference}: {len(costs)} spaces, mean cosine {before:.4f} -> {after:.4f}, "
+                f"{alignment.status}"
+            )
+    yield from (note for note in alignment.notes if " stays: " in note)
+
+
+def _orders(
+    alignment: Alignment, opened: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], list[tuple[int, str]]]]:
+    """Index tensors, each once, and which dimension of which weight takes which."""
+    import torch
+
+    from isthmus.align.by_parts import indices
+
+    graph = alignment.graph
+    tensors: dict[str, Tensor] = {
+        "none": torch.empty(0, dtype=torch.int32)
+    }  # a file holds one tensor at least
+    names: dict[bytes, str] = {}
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for (model, weights), transport in zip(opened.items(), alignment.transports, strict=True):
+        moved = {
+            name: order
+            for name, order in transport.orders.items()
+            if not torch.equal(order, torch.arange(order.shape[-1]).expand_as(order))
+        }
+        for name in weights:
+            key = graph.program.tied.get(name, name)
+            for dim, index in indices(graph, moved, key).items() if key in graph.layout else ():
+                narrow = index.to(torch.int32)
+                digest = hashlib.sha256(narrow.numpy().tobytes()).digest()
+                if digest not in names:
+                    names[digest] = str(len(names))
+                    tensors[names[digest]] = narrow
+                found.setdefault((model, name), []).append((dim, names[digest]))
+    return tensors, found

@@ -1,0 +1,81 @@
+"""The model card of a merge: what it was made of and how, in the words of the Hugging Face hub.
+
+Source: the hub's documentation of model cards (`base_model`, `base_model_relation: merge`, `tags`, `license`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from isthmus.recipe.parents import Parent, is_id
+from isthmus.recipe.schema import Recipe
+
+
+def licence_of(recipe: Recipe, parents: Mapping[str, Parent]) -> tuple[str | None, str]:
+    """The output's licence and the sentence that says why; nothing is invented.
+
+    It is the parents' own where all have the same one; else it is what the recipe says, and where it says
+    nothing it is left out: which licence a mixture may have is for a person to decide.
+    """
+    found = {name: parent.licence for name, parent in parents.items()}
+    known = {value for value in found.values() if value}
+    if recipe.isthmus.licence:
+        return recipe.isthmus.licence, "The licence is the one that the recipe states."
+    if len(known) == 1 and all(found.values()):
+        return next(iter(known)), "All parents have this licence."
+    listed = ", ".join(f"{parents[n].name}: {v or 'unknown'}" for n, v in found.items())
+    return (
+        None,
+        f"The parents' licences are not one ({listed}), so none is stated here: check each before use.",
+    )
+
+
+def model_card(
+    recipe: Recipe,
+    text: str,
+    parents: Mapping[str, Parent],
+    names: Mapping[str, str],
+    hashes: Mapping[str, str],
+    title: str,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        recipe: as read.
+        text: as written.
+        parents: by the recipe's own names.
+        names: how each is called in public.
+        hashes: of their contents, where known.
+        title: of the card.
+    """
+    licence, why = licence_of(recipe, parents)
+    ids = [parent.reference.path for parent in parents.values() if is_id(parent.reference.path)]
+    front = ["---"]
+    if ids:
+        front += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(ids))]
+        front.append("base_model_relation: merge")
+    front += ["tags:", "- merge", "- isthmus", f"- {json.dumps(recipe.merge_method)}"]
+    if licence:
+        front.append(f"license: {json.dumps(licence)}")
+    if any((parent.folder / "tokenizer.json").is_file() for parent in parents.values()):
+        front.append("library_name: transformers")
+    front.append("---")
+    base = str(recipe.base_model) if recipe.base_model else None
+    table = [
+        f"| {_cell(names[name])} | {'base' if name == base else 'model'} | {_cell(parent.licence or 'unknown')} "
+        f"| `{hashes.get(name, 'not taken')}` |"
+        for name, parent in parents.items()
+    ]
+    fence = "```" if "```" not in text else "`````"
+    lines = [
+        *front, "", f"# {' '.join(title.split()) or 'merged'}", "",
+        f"Merged by isthmus with `{recipe.merge_method}`.", "",
+        "| model | role | licence | content |", "|---|---|---|---|", *table, "", why, "",
+        "## Recipe", "", f"{fence}yaml", text.rstrip("\n"), fence, "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

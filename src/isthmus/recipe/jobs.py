@@ -1,0 +1,238 @@
+"""Rows of a plan to the engine's jobs: our rules and options for mergekit's methods and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from isthmus.engine import Adapter, Job, Order, Source
+from isthmus.recipe.dialect import METHODS, method_name
+from isthmus.recipe.headers import NAMES
+from isthmus.recipe.vocabulary import is_tokens
+
+if TYPE_CHECKING:
+    from isthmus.recipe.alignment import Aligned
+    from isthmus.recipe.plan import Plan
+    from isthmus.recipe.rows import Part, Row
+
+_INTEGERS = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
+    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64,
+    "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Rows behind the last token: the mean of a model's rows of tokens, made when the plan runs.
+
+    Args:
+        model: whose embedding.
+        name: of its tensor.
+        source: the rows of tokens, as the merge takes them.
+        key: the name of the mean in a checkpoint of its own.
+    """
+
+    model: str
+    name: str
+    source: Source
+    key: str
+
+
+class Jobs:
+    """All jobs of a plan.
+
+    Attributes:
+        checkpoints: paths, as the jobs' indices mean them; the last is `padding`'s where there is any.
+        jobs: in natural order of their names.
+        padding: means that are to be made first.
+    """
+
+    def __init__(self, plan: Plan, padding_file: str, aligned: Aligned | None = None):
+        self._plan = plan
+        self.checkpoints: list[str] = [str(parent.path.absolute()) for parent in plan.parents.values()]
+        self._index = {name: i for i, name in enumerate(plan.parents)}
+        self._adapters: dict[str, int] = {}
+        for name, parent in plan.parents.items():
+            if parent.adapter is not None:
+                self._adapters[name] = len(self.checkpoints)
+                self.checkpoints.append(str(parent.adapter.path.absolute()))
+        self._orders: dict[tuple[str, str], tuple[Order, ...]] = {}
+        if aligned is not None:
+            index = len(self.checkpoints)
+            self.checkpoints.append(str(aligned.file))
+            self._orders = {
+                place: tuple(Order(dim, index, name) for dim, name in dims)
+                for place, dims in aligned.orders.items()
+            }
+        self.padding: dict[tuple[str, str], Padding] = {}
+        self._padding_index = len(self.checkpoints)
+        self.jobs: list[Job] = [self._job(row) for row in plan.rows]
+        if self.padding:
+            self.checkpoints.append(padding_file)
+
+    def _job(self, row: Row) -> Job:
+        if row.how != "merged":
+            dtype = _INTEGERS.get(row.dtype) or cast("torch.dtype", getattr(torch, row.dtype))
+            return Job(row.name, row.shape, dtype, (self._source(row, row.parts[0], row.parts[:1]),))
+        rule, weights, options = arithmetic(self._plan, row)
+        base = next((part for part in row.parts if part.base), None)
+        parts = [part for part in row.parts if not part.base]
+        if rule == "slerp" and base is not None:
+            # mergekit's base is an end of the arc here, not an origin.
+            parts, base = [base, *parts], None
+        dtype = cast("torch.dtype", getattr(torch, row.dtype))
+        sources = tuple(self._source(row, part, row.parts) for part in parts)
+        if rule == "passthrough" and options.get("scale", 1.0) == 1.0:
+            return Job(row.name, row.shape, dtype, sources)
+        origin = self._source(row, base, row.parts) if base is not None else None
+        seed = self._plan.recipe.isthmus.seed
+        return Job(row.name, row.shape, dtype, sources, origin, rule, weights, options=options, seed=seed)
+
+    def _source(self, row: Row, part: Part, parts: tuple[Part, ...]) -> Source:
+        """A part as the engine reads it: adapter added, rows remade, rounded as the recipe says."""
+        vocabulary = self._plan.vocabulary
+        plain = self._plain(part)
+        wanted = self._plan.recipe.dtype
+        stored = NAMES.get(self._plan.parents[part.model].checkpoint.entries[part.name].dtype)
+        narrow = getattr(torch, wanted) if wanted and stored and wanted != stored else None
+        if not row.tokens or vocabulary is None or not self._has_tokens(part):
+            return _replace(plain, dtype=narrow)
+        stored_rows = self._plan.parents[part.model].checkpoint.entries[part.name].shape[0]
+        if vocabulary.unchanged(part.model):
+            if stored_rows != vocabulary.size:
+                plain = _replace(plain, rows=range(vocabulary.size))
+            return _replace(plain, dtype=narrow)
+        rows = vocabulary.rows[part.model]
+        fill = tuple(
+            _replace(self._plain(other), rows=vocabulary.fill[other.model])
+            for other in _distinct(parts)
+            if any(index >= 0 for index in vocabulary.fill[other.model])
+        )
+        made = _replace(plain, rows=rows, fill=fill)
+        if vocabulary.size > vocabulary.used:
+            key = (part.model, part.name)
+            name = f"{len(self.padding)}" if key not in self.padding else self.padding[key].key
+            used = vocabulary.used
+            short = _replace(
+                made, rows=rows[:used], fill=tuple(_replace(f, rows=_rows(f)[:used]) for f in fill)
+            )
+            self.padding.setdefault(key, Padding(part.model, part.name, short, name))
+            behind = (-1,) * used + (0,) * (vocabulary.size - used)
+            made = _replace(made, fill=(*fill, Source(self._padding_index, name, rows=behind)))
+        return _replace(made, dtype=narrow)
+
+    def _plain(self, part: Part) -> Source:
+        adapter = self._plan.parents[part.model].adapter
+        plain = Source(
+            self._index[part.model], part.name, orders=self._orders.get((part.model, part.name), ())
+        )
+        if adapter is None:
+            return plain
+        index = self._adapters[part.model]
+        if part.name in adapter.replaced:
+            plain = Source(index, adapter.replaced[part.name])
+        if part.name not in adapter.factors:
+            return plain
+        factor = adapter.factors[part.name]
+        added = Adapter(index, factor.up, factor.down, factor.scale, factor.transposed)
+        return _replace(plain, adapters=(added,))
+
+    def _has_tokens(self, part: Part) -> bool:
+        parent = self._plan.parents[part.model]
+        shape = parent.checkpoint.entries[part.name].shape
+        return is_tokens(part.name, shape[0] if shape else 0, parent.vocabulary_size)
+
+
+def _distinct(parts: tuple[Part, ...]) -> list[Part]:
+    return list({part.model: part for part in parts}.values())
+
+
+def _rows(source: Source) -> tuple[int, ...]:
+    return tuple(source.rows or ())
+
+
+def _replace(source: Source, **changes: object) -> Source:
+    import dataclasses
+
+    return dataclasses.replace(source, **changes)  # type: ignore[arg-type]
+
+
+def arithmetic(plan: Plan, row: Row) -> tuple[str, tuple[float, ...], dict[str, object]]:
+    """The rule, weights and options that a row's method and parameters mean.
+
+    Args:
+        plan: whose method and convention hold.
+        row: a merged row.
+
+    Returns:
+        As a `Job` takes them: one weight per part that is not the base.
+    """
+    parts = [part for part in row.parts if not part.base]
+    method = METHODS.get(method_name(plan.recipe.merge_method))
+    values = {key: value for key, value in row.values.items() if value is not None}
+    weights = tuple(
+        float(cast("float", p.values["weight"])) for p in parts if p.values.get("weight") is not None
+    )
+    if method is None:
+        from isthmus.recipe.own import arithmetic_of
+
+        return arithmetic_of(plan.recipe.merge_method, weights, values)
+    name = method.rule
+    if "lambda" in method.parameters:
+        return name, weights, _task_vectors(plan, name, parts, values)
+    if name == "linear":
+        return name, weights, values
+    if name == "passthrough":
+        scale = parts[0].values.get("scale")
+        return name, (), {"scale": 1.0 if scale is None else scale}
+    if name == "nuslerp":
+        flat = values.get("nuslerp_flatten", True)
+        return (
+            name,
+            weights,
+            {"per": "tensor" if flat else "column" if values.get("nuslerp_row_wise") else "row"},
+        )
+    if name == "multislerp":
+        renamed = {"normalize_weights": "normalize", "eps": "eps"}
+        return name, weights, {renamed[key]: value for key, value in values.items()}
+    if name == "model-stock":
+        options = {"per": "row" if values.get("filter_wise") else "tensor"}
+        return name, (), {**options, **_convention(plan, name)}
+    if "select_topk" in values:
+        values["density"] = values.pop("select_topk")
+    values.pop("int8_mask", None)  # asks for a narrower mask in memory: no number depends on it
+    return name, (), {**values, **_convention(plan, name)}
+
+
+def _task_vectors(
+    plan: Plan, name: str, parts: list[Part], values: Mapping[str, object]
+) -> dict[str, object]:
+    """The options of mergekit's generalised task arithmetic, in our words."""
+    options: dict[str, object] = {}
+    if "lambda" in values:
+        options["lam"] = values["lambda"]
+    if name == "task-arithmetic":  # mergekit reads density and rescale for it, and has nothing to trim with
+        if "normalize" in values:
+            options["normalize"] = values["normalize"]
+        return options
+    for key in ("density", "gamma", "epsilon"):
+        given = [part.values.get(key) for part in parts]
+        if any(value is not None for value in given):
+            options[key] = (
+                tuple(float(cast("float", value)) for value in given) if None not in given else given
+            )
+    if "normalize" in values:
+        options["divide"] = "weights" if values["normalize"] else "none"
+    if "rescale" in values:
+        options["rescale"] = "norm" if values["rescale"] else "none"
+    return {**options, **_convention(plan, name)}
+
+
+def _convention(plan: Plan, name: str) -> dict[str, object]:
+    from isthmus.combine import options_of
+
+    return {"convention": plan.recipe.isthmus.convention} if "convention" in options_of(name) else {}

@@ -1,0 +1,248 @@
+"""The models that a recipe names, as far as a plan looks: headers, configuration, adapter, licence."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from isthmus.errors import IsthmusError, WeightsError
+from isthmus.recipe.headers import SIZES, Checkpoint, Entry, read
+from isthmus.recipe.lora import Adapter, read_adapter
+from isthmus.recipe.schema import Reference
+
+# Beyond this many bytes a content hash is of samples, and says so: hashing would take as long as merging.
+WHOLE_HASH = 100_000_000
+_SAMPLES, _SAMPLE = 64, 1 << 16
+
+_CONFIG_BYTES = 10_000_000  # a configuration is read whole; one longer than this is none
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model to be merged.
+
+    Args:
+        reference: as the recipe names it.
+        path: the file or folder it was found at.
+        checkpoint: its headers.
+        config: its `config.json`, empty where it has none.
+        adapter: what is added to it on the way, if anything.
+    """
+
+    reference: Reference
+    path: Path
+    checkpoint: Checkpoint
+    config: Mapping[str, object] = field(default_factory=lambda: cast("dict[str, object]", {}))
+    adapter: Adapter | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where its configuration and tokenizer are."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def name(self) -> str:
+        """What tables and cards call it: a hub id as it is, a path by its last part."""
+        return self.reference.path if is_id(self.reference.path) else Path(self.reference.path).name
+
+    @property
+    def tied(self) -> bool:
+        """Whether its head is its embedding: its configuration says so, and it stores no head."""
+        return (
+            self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings")) is not False
+        )
+
+    @property
+    def text_config(self) -> Mapping[str, object]:
+        """The part of the configuration that the language model has."""
+        inner = self.config.get("text_config")
+        return cast("dict[str, object]", inner) if isinstance(inner, dict) else self.config
+
+    @functools.cached_property
+    def vocabulary_size(self) -> int | None:
+        """Rows of the embedding, as the configuration says."""
+        size = self.text_config.get("vocab_size", self.config.get("vocab_size"))
+        return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+    @functools.cached_property
+    def licence(self) -> str | None:
+        """The `license` of its model card, if it has one."""
+        return card_field(self.folder / "README.md", "license")
+
+
+def is_id(text: str) -> bool:
+    """Whether a text looks like `org/name` on the hub, rather than a path."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text)) and not Path(text).exists()
+
+
+def locate(text: str, revision: str | None, roots: tuple[Path, ...], *, inside: Path | None = None) -> Path:
+    """Where a model is: a path from here or from beside the recipe, else the hub's cache.
+
+    Args:
+        text: path or id.
+        revision: of an id.
+        roots: folders that relative paths begin in, in order.
+        inside: where given, the recipe is not trusted: the model is in this folder, under its path or under the
+            last part of it, or nowhere; nothing is fetched.
+
+    Raises:
+        WeightsError: it is nowhere.
+    """
+    if inside is not None:
+        return _locate_inside(text, inside)
+    path = Path(text).expanduser()
+    for root in roots:
+        if (root / path).exists():
+            return root / path
+    if not is_id(text):
+        raise WeightsError(f"{text} does not exist")
+    from isthmus.weights.hub import download  # imports torch: only where the hub is needed
+
+    return download(f"{text}@{revision}" if revision else text)
+
+
+def _locate_inside(text: str, folder: Path) -> Path:
+    for found in (folder / text, folder / Path(text).name):
+        # Links are followed first, so that none leads out.
+        if (
+            found.resolve().is_relative_to(folder.resolve())
+            and found.resolve() != folder.resolve()
+            and found.exists()
+        ):
+            return found
+    raise WeightsError(f"{text} is not in {folder}, and a recipe from inside a model leads nowhere else")
+
+
+def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | None = None) -> Parent:
+    """Find a model and read its headers.
+
+    Raises:
+        WeightsError: it is not there or not readable.
+        InputError: its adapter is of a kind that cannot be applied.
+    """
+    path = locate(reference.path, reference.revision, roots, inside=inside)
+    checkpoint = _headers(path)
+    folder = path if path.is_dir() else path.parent
+    config = read_json(folder / "config.json")
+    adapter = None
+    if reference.lora is not None:
+        where = locate(reference.lora, reference.lora_revision, roots, inside=inside)
+        adapter = read_adapter(where, checkpoint)
+    return Parent(reference, path, checkpoint, config, adapter)
+
+
+def _headers(path: Path) -> Checkpoint:
+    try:
+        return read(path)
+    except WeightsError as error:
+        if "pickle" not in error.what:
+            raise
+    # A pickle has no header: what it holds is known only by reading it, without running it.
+    from isthmus.weights import open as open_weights
+    from isthmus.weights.dense import DTYPES
+
+    tensors = open_weights(path)
+    entries = {name: Entry(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    files = (path,) if path.is_file() else tuple(sorted(path.glob("*.bin")))
+    return Checkpoint(files, entries, {})
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object beside a model; empty where there is no such file.
+
+    Raises:
+        WeightsError: it is there, and no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            content: object = json.loads(file.read(_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not readable JSON", [str(error)]) from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} is no JSON object")
+    return cast("dict[str, object]", content)
+
+
+def card_field(card: Path, name: str) -> str | None:
+    """One plain field of a model card's front matter; None where there is none or it is not plain."""
+    try:
+        text = card.read_bytes()[:100_000].decode("utf-8", "replace")
+    except OSError:
+        return None
+    match = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    if match is None:
+        return None
+    from isthmus.recipe.text import parse
+
+    try:
+        data, _ = parse(match[1], card.name)
+    except IsthmusError:
+        return None
+    value = cast("dict[str, object]", data).get(name) if isinstance(data, dict) else None
+    if isinstance(value, list) and len(cast("list[object]", value)) == 1:
+        value = cast("list[object]", value)[0]
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def content_hash(files: tuple[Path, ...], progress: Callable[[int], None] = lambda _: None) -> str:
+    """What the bytes of a checkpoint are: `sha256:...`, or `sampled-sha256:...` for large ones.
+
+    Small checkpoints are hashed whole; of large ones the sizes, the headers and 64 pieces of 64 KiB,
+    evenly spread over each file. Two trainings differ in all of them. A file in the hub's cache is named
+    by its SHA-256, which is then taken as it is.
+
+    Args:
+        files: in order.
+        progress: told the bytes that were read.
+    """
+    digests: list[str] = []
+    whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH
+    known = [file.resolve().name for file in files]
+    if all(re.fullmatch(r"[0-9a-f]{64}", name) for name in known):
+        whole = True
+    for file, name in zip(files, known, strict=True):
+        if re.fullmatch(r"[0-9a-f]{64}", name):
+            digests.append(name)
+        else:
+            digests.append(_hash_whole(file, progress) if whole else _hash_samples(file, progress))
+    kind = "sha256" if whole else "sampled-sha256"
+    if len(digests) == 1:
+        return f"{kind}:{digests[0]}"
+    return f"{kind}:{hashlib.sha256(chr(10).join(digests).encode()).hexdigest()}"
+
+
+def _hash_whole(file: Path, progress: Callable[[int], None]) -> str:
+    total = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+            progress(len(block))
+    return total.hexdigest()
+
+
+def _hash_samples(file: Path, progress: Callable[[int], None]) -> str:
+    size = file.stat().st_size
+    total = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        total.update(head + stream.read(min(int.from_bytes(head, "little"), 100_000_000)))
+        for index in range(_SAMPLES):
+            stream.seek(max(size - _SAMPLE, 0) * index // (_SAMPLES - 1))
+            total.update(stream.read(_SAMPLE))
+            progress(_SAMPLE)
+    return total.hexdigest()
+
+
+def size_of(dtype: str) -> int:
+    """Bytes of an element, by torch's name of a floating dtype."""
+    from isthmus.recipe.headers import NAMES
+
+    return next(SIZES[key] for key, name in NAMES.items() if name == dtype)

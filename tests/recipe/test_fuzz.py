@@ -1,0 +1,223 @@
+"""Whatever a recipe's file holds, reading it gives a recipe or an error of ours, soon.
+
+ISTHMUS_FUZZ_SECONDS is how long the search guided by coverage goes on (a few seconds by default); what it
+finds is printed as bytes, to be added to `FOUND`.
+"""
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+import isthmus.recipe
+from isthmus.errors import IsthmusError
+from isthmus.recipe.plan import plan_text
+from isthmus.recipe.reading import examine
+
+from .conftest import config, llama, tokenizer, write
+
+SECONDS = float(os.environ.get("ISTHMUS_FUZZ_SECONDS", "4"))
+ROOM = str(Path(isthmus.recipe.__file__).parent)
+
+SEEDS = [
+    b"""
+models: [{model: a, parameters: {weight: [0, 1]}}, {model: b}]
+merge_method: linear
+parameters: {weight: 1}
+""",
+    b"""
+slices:
+- sources:
+  - {model: a, layer_range: [0, 2], parameters: {t: [{filter: mlp, value: 1}, {value: 0}]}}
+  - {model: b, layer_range: [1, 3]}
+base_model: a
+merge_method: slerp
+parameters: {t: 0.5}
+dtype: bfloat16
+""",
+    b"""
+modules: {layers: {models: [{model: a}, {model: b}]}}
+base_model: a
+merge_method: dare_ties
+parameters: {weight: 1e-1, density: 0.5, normalize: yes, lambda: 2}
+out_dtype: float32
+""",
+    b"""
+models: [{model: a}, {model: {model: {path: b}}}]
+merge_method: linear
+parameters: {weight: 1}
+tokenizer:
+  source: union
+  tokens:
+    <s>: {source: {kind: zero}, force: true}
+    x: {source: {kind: model_token, model: a, token: one}}
+  pad_to_multiple_of: 8
+chat_template: chatml
+""",
+    b"""
+x: &x {weight: 1}
+models: [{model: a, parameters: *x}, {model: b, parameters: {<<: *x}}]
+merge_method: linear
+isthmus:
+  seed: 1
+  skip: ['*.nothing']
+  convention: mergekit
+  limits: {memory: 2GB}
+  blocks:
+  - {match: '*mlp*', layers: [0, 2], model: a, parameters: {weight: {preset: peak, from: 0, to: 1}}}
+""",
+]
+
+# What the search has found before.
+FOUND: list[bytes] = [
+    b"models: [{model: a}]\nmerge_method: passthrough\nparameters: {? [a] : b}\n",
+    b"a: !!int x\nb: !!float ''\nc: !!bool maybe\nd: !!null x\n",
+    b"models: {a: b}\nmerge_method: [linear]\nisthmus: []\n",
+    b"models: [1, null, [a], {model: null}]\nmerge_method: 3\nslices: {}\nmodules: 4\n",
+    b"merge_method: linear\nmodels: [{model: a, parameters: {weight: {value: {value: 1}}}}]\n",
+    b"? ? a\n: b\n",
+    b"9" * 5000 + b": " + b"9" * 5000,
+    b"a: 1:60:60.5\nb: 0b2\nc: 0x\nd: 1__2\ne: -.inf\nf: 08\n",
+    b"models:\n- &m {model: a}\n- *m\nmerge_method: linear\n",
+    b"<<: [1, {a: b}]\n",
+    b"%YAML 9.9\n---\na: b\n",
+]
+
+WORDS = [
+    *(
+        "models slices modules sources model layer_range parameters weight density filter value merge_method linear"
+        " ties slerp base_model dtype bfloat16 tokenizer tokens source union kind zero model_token force isthmus blocks"
+        " match layers limits memory skip preset a b 0 1 -1 1e999 .nan null true [] {} [0,1] *x &x << !!set @ +"
+    ).split(),
+    "|\n ",
+    "!!float ''",
+]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fuzz")
+    for seed, name in enumerate("ab"):
+        write(root / name, llama(vocabulary=4, seed=seed), config(vocabulary=4))
+        tokenizer(root / name, ["?", "one", name, "four"])
+    return root
+
+
+def read(text: str, root: Path) -> None:
+    """Read and plan. Only our own errors may come out, and only with words that can be printed."""
+    start = time.perf_counter()
+    try:
+        plan = plan_text(text, "fuzz.yml", root / "fuzz.yml", (root,), inside=root)
+        str(plan)
+        plan.table()
+    except IsthmusError as error:
+        error.render().encode("utf-8", "backslashreplace")
+    assert time.perf_counter() - start < 20, "too slow"
+
+
+@pytest.mark.parametrize("content", SEEDS + FOUND, ids=range(len(SEEDS + FOUND)))
+def test_what_was_found_before(content: bytes, here: Path):
+    read(content.decode("utf-8", "replace"), here)
+
+
+def test_the_seeds_are_good_recipes_but_for_what_they_name(here: Path):
+    for content in SEEDS[:4]:
+        plan_text(content.decode(), "fuzz.yml", here / "fuzz.yml", (here,))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150)
+@given(values)
+def test_any_data(data: object):
+    import yaml
+
+    with suppress(IsthmusError):
+        examine(yaml.safe_dump(data, allow_unicode=True), "fuzz.yml")
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.sampled_from([*WORDS, ": ", ", ", "\n", "\n  ", "\n- ", "[", "]", "{", "}"]), max_size=30
+    ).map("".join)
+)
+def test_any_words(text: str):
+    with suppress(IsthmusError):
+        examine(text, "fuzz.yml")
+
+
+def mutated(content: bytes, others: list[bytes], chance: random.Random) -> bytes:
+    """One of a handful of changes, at a random place."""
+    at = chance.randrange(len(content) + 1)
+    to = min(len(content), at + chance.choice([1, 2, 4, 8, 16, 32]))
+    word = chance.choice(WORDS).encode()
+    return chance.choice(
+        [
+            content[:at] + bytes([chance.randrange(256)]) + content[at + 1 :],
+            content[:at] + content[to:],
+            content[:at] + content[at:to] * chance.choice([2, 3, 60]) + content[to:],
+            content[:at] + word + content[at:],
+            content[:at] + word + content[to:],
+            content[:at] + chance.choice(others)[at:],
+            b"\n".join(chance.sample(lines := content.split(b"\n"), len(lines))),
+        ]
+    )
+
+
+def covered(run: Callable[[], None]) -> set[tuple[str, int]]:
+    """Lines of the room that a call runs through."""
+    lines: set[tuple[str, int]] = set()
+
+    def local(frame: FrameType, event: str, _: object):
+        if event == "line":
+            lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return local
+
+    def watch(frame: FrameType, event: str, argument: object):
+        return local if frame.f_code.co_filename.startswith(ROOM) else None
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.timeout(SECONDS + 300)
+def test_a_search_that_follows_coverage_finds_nothing(here: Path):
+    chance = random.Random(int(time.time()) if SECONDS > 10 else 0)
+    corpus = [*SEEDS, *FOUND]
+    known: set[tuple[str, int]] = set()
+    end, tried = time.monotonic() + SECONDS, 0
+    while time.monotonic() < end:
+        content = chance.choice(corpus)
+        for _ in range(chance.randrange(1, 5)):
+            content = mutated(content, corpus, chance)[:20_000]
+        tried += 1
+        try:
+            lines = covered(lambda content=content: read(content.decode("utf-8", "replace"), here))
+        except Exception as error:
+            raise AssertionError(f"after {tried} tries: {content!r}") from error
+        if lines - known:
+            known |= lines
+            corpus.append(content)
+    assert tried > 10

@@ -1,0 +1,128 @@
+"""A recipe's text: what it may say, and every problem with its line."""
+
+from textwrap import dedent
+
+import pytest
+
+from isthmus.errors import InputError
+from isthmus.recipe.reading import examine, read
+from isthmus.recipe.schema import Reference
+
+
+def problems(text: str) -> list[str]:
+    found = examine(dedent(text).lstrip("\n"), "r.yml")[1].found
+    return [f"{line}: {what}" for line, what in sorted(found)]
+
+
+GOOD = "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}\n"
+
+
+def test_a_whole_recipe_is_read():
+    recipe, found = examine(
+        dedent("""
+        base_model: org/base@main
+        merge_method: ties
+        models:
+          - model: org/a@v1.2+org/lora@v3
+            parameters:
+              weight: [0, 0.5, 1]
+              density:
+                - {filter: mlp, value: [0.1, 0.9]}
+                - value: 1e-1
+        parameters: {normalize: yes, int8_mask: true}
+        dtype: torch.bfloat16
+        tokenizer: {source: union, tokens: {<s>: {source: org/base, force: true}}, pad_to_multiple_of: 64}
+        chat_template: auto
+        isthmus: {seed: 3, skip: ["*.bias"], limits: {memory: 512MiB, shard_size: 2GB}}
+        """),
+        "r.yml",
+    )
+    assert not found.found and recipe is not None
+    assert recipe.models is not None
+    assert recipe.models[0].model == Reference(
+        path="org/a", revision="v1.2", lora="org/lora", lora_revision="v3"
+    )
+    assert str(recipe.models[0].model) == "org/a@v1.2+org/lora@v3"
+    assert recipe.dtype == "bfloat16"
+    assert recipe.isthmus.limits.memory == 512 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("modelz: []\nmerge_method: linear\n", "1: unknown key 'modelz', did you mean 'models'?"),
+        (GOOD + "dtype: floaty\n", "4: dtype: 'floaty' is no dtype that is merged in, did you mean 'float64'?"),
+        (GOOD.replace("linear", "dare-tiess"), "2: no method is called 'dare-tiess', did you mean 'dare_ties'?"),
+        (GOOD.replace("weight", "wieght"), "3: unknown parameter 'wieght', did you mean 'weight'?"),
+        (GOOD.replace("linear", "ties"), "2: ties needs a base_model, and there is none"),
+        (GOOD + "slices: [{sources: [{model: a, layer_range: [0, 2]}]}]\n",
+         "4: the recipe has exactly one of models, slices or modules: there is models and slices"),
+        ("merge_method: linear\n", "1: the recipe has exactly one of models, slices or modules: there is none"),
+        ("models: []\nmerge_method: linear\n", "1: models is empty"),
+        (GOOD + "parameters: {weight: 2}\n", "4: 'parameters' stands here again, after line 3"),
+        (GOOD.replace("model: b", "model: a"), "1: a is in the list already, at line 1"),
+        (GOOD.replace("model: b", "model: a+b+c"), "1: models[1].model: 'a+b+c' is not path@revision+adapter@revision"),
+        (GOOD.replace("model: b", "model: 7"), "1: models[1].model: 7 is no model: write its path or its id as text"),
+        (GOOD.replace("weight: 1", "weight: heavy"), "3: weight is 'heavy', not a number"),
+        (GOOD.replace("weight: 1", "weight: .nan"), "3: parameters.weight: nan is not finite"),
+        (GOOD.replace("weight: 1", "weight: []"), "3: parameters.weight: a list of values over the layers is empty"),
+        (GOOD.replace("weight: 1", "weight: [{filter: a}]"), "3: parameters.weight[0].value is missing"),
+        (GOOD.replace("weight: 1", "density: 1.5"), "3: density is 1.5: it must be at most 1"),
+        (GOOD.replace("weight: 1", "normalize: perhaps"), "3: normalize is 'perhaps', neither true nor false"),
+        (GOOD + "tokenizer: {source: union, tokens: {x: {force: maybe}}}\n",
+         "4: tokenizer.tokens.x.force is 'maybe', neither true nor false"),
+        (GOOD + "tokenizer: {}\ntokenizer_source: base\n", "5: 'tokenizer_source' and 'tokenizer' exclude each other"),
+        (GOOD + "isthmus: {seed: -1}\n", "4: isthmus.seed is -1, less than 0"),
+        (GOOD + "isthmus: {limits: {memory: 2 parsecs}}\n",
+         "4: isthmus.limits.memory: '2 parsecs' is no size: write it as 500MB or 2GB"),
+        (GOOD + "isthmus: {blocks: [{match: x, parametrs: {}}]}\n",
+         "4: unknown key 'parametrs', did you mean 'parameters'?"),
+        ("slices: [{sources: [{model: a, layer_range: [3, 3]}]}]\nmerge_method: passthrough\n",
+         "1: slices[0].sources[0].layer_range: [3, 3] holds no layer: the range begins at 0 and its end is not in it"),
+        ("slices: [{sources: [{model: a, layer_range: [0, 3]}, {model: b, layer_range: [0, 2]}]}]\n",
+         "1: the sources of a slice have equally many layers; these have 3, 2"),
+        ("just text", "1: a recipe is a mapping: merge_method, models, ..."),
+        ("", "1: a recipe is a mapping: merge_method, models, ..."),
+    ],
+)  # fmt: skip
+def test_each_problem_has_its_line_and_its_words(text: str, expected: str):
+    assert expected in problems(text)
+
+
+def test_all_problems_are_said_at_once(tmp_path):
+    path = tmp_path / "recipe.yml"
+    path.write_text(
+        dedent("""
+        models:
+          - model: a
+            parameters: {weight: 0.3, densty: 0.5}
+          - modle: b
+        merge_method: tis
+        dtype: floaty
+        isthmus: {skip: 3}
+        """).lstrip()
+    )
+    with pytest.raises(InputError) as raised:
+        read(path)
+    assert raised.value.render() == dedent("""
+        7 problems in recipe.yml
+          recipe.yml:3  unknown parameter 'densty', did you mean 'density'?
+          recipe.yml:4  models[1].model is missing
+          recipe.yml:4  unknown key 'modle', did you mean 'model'?
+          recipe.yml:5  no method is called 'tis', did you mean 'ties'?
+          recipe.yml:6  dtype: 'floaty' is no dtype that is merged in, did you mean 'float64'?
+          recipe.yml:7  isthmus.skip is 3, not a list
+        """).strip().replace("7 problems", "6 problems")
+
+
+def test_hyphens_and_underscores_name_the_same_method():
+    for name in ("task_arithmetic", "task-arithmetic"):
+        text = f"base_model: x\nmodels: [{{model: a}}]\nmerge_method: {name}\nparameters: {{weight: 1}}\n"
+        assert problems(text) == []
+
+
+def test_a_model_in_parts():
+    text = "models: [{model: {model: {path: /x+y/a@b}, lora: {path: c, revision: d}}}]\nmerge_method: passthrough\n"
+    recipe, _ = examine(text, "r.yml")
+    assert recipe is not None and recipe.models is not None
+    assert recipe.models[0].model == Reference(path="/x+y/a@b", lora="c", lora_revision="d")
