@@ -9,7 +9,8 @@ from torch import nn
 import isthmus
 from isthmus import zoo
 from isthmus.errors import DataError, ExportError, InputError, MismatchError, WeightsError
-from isthmus.symmetry.verify import draw, moved
+from isthmus.symmetry.elements import random_orders
+from isthmus.symmetry.verify import moved
 
 
 def network(norm: str | None = None, seed: int = 0) -> nn.Module:
@@ -30,7 +31,7 @@ def test_a_model_and_its_reordered_copy_merge_to_the_model(
     model = network("bn")
     graph = isthmus.trace(model, data[0])
     state = model.state_dict()
-    other = moved(graph, state, draw(graph, torch.Generator().manual_seed(1)))
+    other = moved(graph, state, random_orders(graph, torch.Generator().manual_seed(1)))
     merged = isthmus.merge([state, other], model=model, align=align, data=data, weights=[1 - alpha, alpha])
     assert merged.model is not None
     torch.testing.assert_close(merged.model(data[0]), model(data[0]), rtol=1e-4, atol=1e-4)

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch.export import Dim, export
 
+import isthmus
 from isthmus import zoo
 from isthmus.errors import InputError
+from isthmus.zoo.nets.llama import turned
 
 CHECKPOINTS = Path(__file__).parents[3] / "shared" / "checkpoints"
 needs_checkpoints = pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="../shared/checkpoints is not here")
@@ -109,6 +111,65 @@ def test_attention_is_softmax_of_queries_and_keys():
     torch.testing.assert_close(block(x), block.proj(mixed.transpose(1, 2).reshape(2, 5, 12)))
 
 
+DECODERS = [
+    ("gpt", {}),
+    ("gpt", {"act": "relu", "heads": 3}),
+    ("llama", {}),
+    ("llama", {"positions": "learned", "heads": 3, "hidden": 20}),
+]
+TINY = {"vocabulary": 11, "context": 8, "dim": 12, "depth": 2, "heads": 2}
+
+
+@pytest.mark.parametrize(("name", "params"), DECODERS, ids=[f"{n}-{p}" for n, p in DECODERS])
+def test_decoders_answer_every_place_from_what_came_before(name, params):
+    model = zoo.build(name, **(TINY | params)).eval()
+    tokens = torch.randint(0, 11, (3, 8))
+    logits = model(tokens)
+    assert logits.shape == (3, 8, 11)
+    logits.logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    changed = torch.cat([tokens[:, :5], (tokens[:, 5:] + 1) % 11], 1)
+    torch.testing.assert_close(model(changed)[:, :5], logits[:, :5])
+    assert not torch.allclose(model(changed)[:, 5:], logits[:, 5:])
+    torch.testing.assert_close(model(tokens[:, :5]), logits[:, :5])
+
+
+@pytest.mark.parametrize(("name", "params"), DECODERS, ids=[f"{n}-{p}" for n, p in DECODERS])
+def test_decoders_export_with_any_batch_size_and_all_their_parameters_move(name, params):
+    model = zoo.build(name, **(TINY | params)).eval()
+    example = torch.randint(0, 11, (4, 8))
+    program = export(model, (example,), dynamic_shapes=({0: Dim.AUTO},)).module()
+    tokens = torch.randint(0, 11, (2, 8))
+    torch.testing.assert_close(program(tokens), model(tokens), rtol=0, atol=0)
+    graph, found = isthmus.verified(model, example)
+    assert found.ok and not found.frozen
+    assert graph.coverage > 0.99  # all but the bias of the head
+
+
+@pytest.mark.parametrize(("name", "params"), DECODERS, ids=[f"{n}-{p}" for n, p in DECODERS])
+def test_decoders_are_drawn_by_the_seed(name, params):
+    model = zoo.build(name, **(TINY | params))
+    first, again, other = (zoo.init(model, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["tokens.weight"], other["tokens.weight"])
+    assert zoo.init(zoo.build(name), 0).tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_rotary_attention_knows_distances_only():
+    model = zoo.llama(**TINY)
+    q, k = torch.randn(2, 1, 1, 2, 6)
+    # The same two vectors at places 2 and 0, and at 5 and 3.
+    here, there = (torch.zeros(2, 1, 1, 8, 6) for _ in range(2))
+    for rows, shift in ((here, 0), (there, 3)):
+        rows[0, :, :, 2 + shift], rows[1, :, :, shift] = q[:, :, 0], k[:, :, 1]
+    scores = [
+        (turned(rows[0]) @ turned(rows[1]).mT)[0, 0, 2 + shift, shift]
+        for rows, shift in ((here, 0), (there, 3))
+    ]
+    torch.testing.assert_close(scores[0], scores[1])
+    assert model.positions is None
+
+
 @pytest.mark.parametrize(
     ("name", "params", "words"),
     [
@@ -125,6 +186,9 @@ def test_attention_is_softmax_of_queries_and_keys():
         ("linear_network", {"depth": 1}, "at least 2 layers"),
         ("mobilenet", {"widths": (8, 8), "strides": (1,)}, "2 widths, 1 strides"),
         ("vit", {"patch": 5, "dim": 10, "pool": "max"}, "patch=5.*\n.*heads=3.*\n.*pool='max'"),
+        ("gpt", {"dim": 10, "act": "swish"}, "heads=4.*\n.*act='swish' is none of relu"),
+        ("llama", {"dim": 10, "positions": "alibi"}, "positions='alibi'.*\n.*heads=4 does not divide"),
+        ("llama", {"dim": 12}, "heads of 3 features have no planes to turn"),
     ],
 )
 def test_what_cannot_be_built_is_said(name, params, words):
