@@ -81,7 +81,9 @@ def main() -> None:
     if options.unet:
         with torch.device("meta"):
             large = unet(320, 64, 2048, 32)
-        measure("unet, as SDXL", large, unet(64, 16, 24, 32) if options.small else None)
+            small = unet(64, 16, 24, 32)[0]
+        example = (torch.randn(2, 4, 8, 8), torch.ones(2), torch.randn(2, 5, 24))
+        measure("unet, as SDXL", large, (small, example) if options.small else None)
 
 
 if __name__ == "__main__":

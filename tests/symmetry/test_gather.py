@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isthmus.symmetry import Axis, Blocks, Concat, Leaf, Space, reorder
+from isthmus.symmetry import Axis, Blocks, Concat, Interleaved, Leaf, Space, reorder
 from isthmus.symmetry.axes import leaves, spaces_of, to_json
 
 #: heads; width inside each head; groups with two things inside each; a set of its own.
@@ -42,6 +42,10 @@ LAYOUTS: dict[str, tuple[Axis, ...]] = {
     "three levels": (Blocks((h, q, x)), Blocks((h, d))),
     "inner axes apart": (Blocks((h, q)), x),
     "padded": (Concat((Leaf(1), f, Leaf(2))),),
+    "groups behind what they enclose": (Blocks((d, h)), f),
+    "two shuffled": (Interleaved((f, Leaf(5)), (0, 1) * 5), Leaf(2)),
+    "unevenly": (Interleaved((f, Blocks((h, d)), Leaf(1)), (1, 0, 1, 1, 2, *(0, 1) * 4, *(1,) * 5)),),
+    "in turn inside heads": (Blocks((h, Interleaved((d, Leaf(2)), (0, 1, 0, 0, 1, 0)))), f),
 }
 
 
@@ -57,8 +61,12 @@ def old_position(axis: Axis, position: int, orders: dict[str, Tensor], outer: di
             if position < start + part.size:
                 return start + old_position(part, position - start, orders, outer)
             start += part.size
+    if isinstance(axis, Interleaved):
+        which = axis.order[position]
+        places = [place for place, turn in enumerate(axis.order) if turn == which]
+        return places[old_position(axis.strands[which], places.index(position), orders, outer)]
     assert isinstance(axis, Blocks)
-    total, stride, here = 0, axis.size, dict(outer)
+    total, stride, here = 0, axis.size, {**outer, **seen(axis, position)}
     for factor in axis.factors:
         stride //= factor.size
         digit = position // stride % factor.size
@@ -72,7 +80,7 @@ def seen(axis: Axis, position: int) -> dict[str, int]:
     """What a position along one axis says of the spaces on it."""
     if isinstance(axis, Leaf):
         return {axis.space: position} if axis.space else {}
-    if isinstance(axis, Concat):
+    if isinstance(axis, (Concat, Interleaved)):
         return {}
     found, stride = {}, axis.size
     for factor in axis.factors:
@@ -135,9 +143,19 @@ def test_axes_print_in_a_small_notation():
     assert [str(axis) for axis in LAYOUTS["fused"]] == ["(h d) + f + (h d)", "2"]
     assert str(LAYOUTS["chained"][0]) == "(h d + d + 2)"
     assert to_json(LAYOUTS["chained"][0]) == {"blocks": [["h", 3], {"concat": [["d", 4], ["d", 4], 2]}]}
+    shuffled = LAYOUTS["two shuffled"][0]
+    assert str(shuffled) == "f & 5"
+    assert to_json(shuffled) == {"turn": [["f", 5], 5], "order": [0, 1] * 5}
 
 
 def test_an_axis_knows_its_size_leaves_and_spaces():
     axis = LAYOUTS["chained"][0]
     assert axis.size == 3 * (4 + 4 + 2) and spaces_of(axis) == {"h", "d"}
     assert [item.size for item in leaves(axis)] == [3, 4, 4, 2]
+
+
+def test_an_interleaved_axis_is_a_concatenation_in_another_order():
+    axis = LAYOUTS["unevenly"][0]
+    assert isinstance(axis, Interleaved) and axis.size == 18 and spaces_of(axis) == {"f", "h", "d"}
+    assert [axis.order[place] for place in axis.gathered] == [0] * 5 + [1] * 12 + [2]
+    assert axis.concatenated.parts == axis.strands

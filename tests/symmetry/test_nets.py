@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import isthmus
 from isthmus import zoo
-from isthmus.symmetry import SymmetryGraph
+from isthmus.symmetry import SymmetryGraph, leaves
 from isthmus.testing import TOLERANCE
 
 
@@ -379,3 +379,89 @@ def test_only_a_program_may_be_traced_without_an_example():
         isthmus.trace(nn.Linear(2, 2))
     program = isthmus.export(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))
     assert list(isthmus.trace(program).spaces) == ["0"]
+
+
+class ShuffledHalves(nn.Module):
+    """As ShuffleNet: a half passes by, the other is worked on, both are shuffled and cut in half again."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.work = nn.Conv2d(3, 16, 1), nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
+        self.head = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for conv in self.work:
+            left, right = x.chunk(2, 1)
+            x = torch.cat([left, F.relu(conv(right))], 1)
+            x = x.unflatten(1, (2, 8)).transpose(1, 2).flatten(1, 2)
+        return self.head(x)
+
+
+def test_a_channel_shuffle_leaves_every_half_its_own_order():
+    graph = read(ShuffledHalves(), 3, 4, 4)
+    # Each shuffle and cut halves what passes by and what is worked on; nothing is fixed, nothing shared.
+    assert sum(size for (size,) in sizes(graph)) == 32
+    assert graph.coverage == pytest.approx(1 - 2 / parameters(graph))
+    assert "&" in layout(graph, "head.weight")[1]
+
+
+def test_a_shuffle_of_groups_is_read_by_groups_of_another_size():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 6, 1, groups=3)
+            self.third, self.head = nn.Conv2d(6, 6, 1, groups=2), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.channel_shuffle(F.relu(self.first(x)), 4)
+            return self.head(F.relu(self.third(F.relu(self.second(x)))))
+
+    graph = read(Net(), 3, 4, 4)
+    assert graph.coverage > 0.9
+
+
+def test_what_is_stacked_keeps_an_order_for_each_operand():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 5), nn.Linear(3, 5)
+            self.first, self.second = nn.Linear(5, 2), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = torch.relu(torch.stack([self.left(x), self.right(x)]))
+            return self.first(both[0]) + self.second(both[1])
+
+    assert sizes(read(Net(), 3)) == [(5,), (5,)]
+
+
+def test_what_is_stacked_and_summed_has_one_order():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(3, 5), nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.stack([self.left(x), self.right(x)], 1).amax(1))
+
+    assert sizes(read(Net(), 3)) == [(5,)]
+
+
+def test_a_group_norm_over_a_concatenation_cuts_groups_where_it_must_and_nothing_freezes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(18, 2, 1)
+            self.own, self.both = nn.GroupNorm(3, 12), nn.GroupNorm(3, 18)
+
+        def forward(self, x: Tensor) -> Tensor:
+            # Groups of four in `a`, groups of six in both: a group of six ends inside a group of four.
+            return self.head(self.both(torch.cat([self.own(self.a(x)), self.b(x)], 1)))
+
+    graph = read(Net(), 3, 4, 4)
+    assert sorted(leaf.size for leaf in leaves(graph.layout["a.weight"][0]) if leaf.space) == [2, 2, 4, 4]
+    assert graph.coverage == pytest.approx(1 - 2 / parameters(graph))
+
+
+def parameters(graph: SymmetryGraph) -> int:
+    return sum(torch.Size(graph.program.shapes[key]).numel() for key in graph.layout)

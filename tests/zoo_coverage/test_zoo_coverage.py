@@ -19,13 +19,13 @@ SAMPLE = {
     "own:lstm-cell": 0.99,
     "own:unet": 0.999,
     "own:pixel-shuffle": 0.99,
-    "own:channel-shuffle": 0.7,  # a shuffle by one number of groups before a convolution with another
+    "own:channel-shuffle": 0.88,  # a shuffle by one number of groups before a convolution with another
     "own:convolutions": 0.99,
     "own:shared": 0.99,
     "own:unfold": 0.99,
     "own:heads": 0.94,  # its input is its residual stream
-    "own:splits": 0.9,  # a flip
-    "torchvision:shufflenet_v2_x0_5": 0.96,  # channel shuffle
+    "own:splits": 0.98,  # a flip
+    "torchvision:shufflenet_v2_x0_5": 0.999,  # channel shuffle
     "timm:test_vit": 0.97,
     "timm:efficientvit_b0": 0.99,  # a block with automatic casts switched off
     "hf:phi3": 0.999,

@@ -80,7 +80,11 @@ def cut(atom: Atom, sizes: Sequence[int]) -> tuple[Atom, ...]:
     pieces = tuple(Atom(n, atom.within, atom.frozen, atom.reason) for n in sizes)
     for piece in pieces:
         piece.marks, piece.barred = atom.marks, atom.barred
-    dependents = [d for d in dict.fromkeys(map(find, atom.dependents)) if d.bound is None and not d.frozen]
+    dependents = [
+        d
+        for d in dict.fromkeys(map(find, atom.dependents))
+        if d.bound is None and not d.frozen and atom in (within(d) or ())
+    ]
     # Outer dependents come first: a head is told apart before what is inside it.
     for dependent in sorted(dependents, key=lambda d: len(within(d) or ())):
         branches: list[tuple[int, Term]] = []

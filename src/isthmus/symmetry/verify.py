@@ -139,20 +139,20 @@ def verify(
         error = max(error, richer)
         if richer > BOUND:
             failed = _bisect(graph, redrawn, drawn, list(drawn.values), run, reference)
+    unobservable = _unobservable(graph, redrawn, element, run, reference)
+    del redrawn  # one copy of the weights at a time, and what is moved: a stand-in of billions still fits
     own = None
     if weights:
-        real = _cast(graph.program, weights)
-        before = run(real)
-        if any(bool(torch.isfinite(t).any()) for t in before):
-            whole = drawn.only([*element, *(name for name in drawn.values if name not in failed)])
-            own = run.distance(whole.apply(graph, real), before)
-            error = max(error, own)
-            count += 1
+        whole = drawn.only([*element, *(name for name in drawn.values if name not in failed)])
+        own = _on_own_weights(graph, weights, whole, run)
+    if own is not None:
+        error = max(error, own)
+        count += 1
     return Verification(
         error,
         elements=count,
         failed=failed,
-        unobservable=_unobservable(graph, redrawn, element, run, reference),
+        unobservable=unobservable,
         own_weights=own,
         note=f"float64, {_checked(names, len(drawn.values), each, own, bool(weights))}",
     )
@@ -231,6 +231,17 @@ def batch_for(program: Program, example: Inputs | None, seed: int) -> Batch:
     return Batch(tuple(args), dict(kwargs))
 
 
+def _on_own_weights(
+    graph: SymmetryGraph, weights: Mapping[str, Tensor], element: Element, run: _Outputs
+) -> float | None:
+    """What an element does to the outputs at the model's own weights; None where no output is finite."""
+    real = _cast(graph.program, weights)
+    before = run(real)
+    if not any(bool(torch.isfinite(t).any()) for t in before):
+        return None
+    return run.distance(element.apply(graph, real), before)
+
+
 def _cast(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = program.lookup(weights)
     return {program.weights[name]: double(tensor) for name, tensor in found.items()}
@@ -307,7 +318,7 @@ def _gradient(graph: SymmetryGraph, weights: Mapping[str, Tensor], run: _Outputs
     leaves = {
         key: tensor
         if key in graph.program.buffers or not tensor.is_floating_point()
-        else tensor.clone().requires_grad_()
+        else tensor.detach().requires_grad_()
         for key, tensor in weights.items()
     }
     generator = torch.Generator().manual_seed(1)
