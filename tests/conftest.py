@@ -31,6 +31,8 @@ let_torchvision_import()
 # The models of the tests are tiny: a second thread gains nothing, and costs tenfold on a busy machine.
 torch.set_num_threads(1)
 
-# The machine is shared and shapes vary: a slow example is no failure, `timeout` catches what hangs.
-settings.register_profile("isthmus", deadline=None, max_examples=50)
+# The machine is shared and shapes vary: a slow example is no failure, `timeout` catches what hangs. What runs
+# before something lands draws the same examples every time; `pytest --hypothesis-profile=soak` looks for new ones.
+settings.register_profile("isthmus", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("soak", deadline=None, max_examples=1000)
 settings.load_profile("isthmus")

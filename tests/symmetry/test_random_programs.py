@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -515,13 +515,23 @@ def close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert (ours[key] - value).abs().max().item() <= 1e-9 * scale, key
 
 
-@settings(max_examples=30)
+EXAMPLES = settings(max_examples=settings().max_examples * 3 // 5)
+
+
+@EXAMPLES
 @given(steps)
+@example([("across", 2, 0), ("uneven", 0, 0)])  # a cut inside blocks that were mixed before
+@example([("talking_heads", 7, 1), ("cut_out", 10, 7)])
+@example([("across", 8, 4), ("lengths", 8, 5)])
 def test_random_programs_on_tokens(steps: list[Step]):
     check(steps, torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1)))
 
 
-@settings(max_examples=30)
+@EXAMPLES
 @given(steps)
+@example([("conv", 9, 1), ("group_statistics", 11, 3), ("skip", 2, 7)])  # one space on both axes of a weight
+@example([("join", 8, 6), ("depth_to_space", 10, 2), ("across", 6, 1)])
+@example([("mix_tokens", 6, 5), ("across", 8, 8), ("uneven", 10, 7)])
+@example([("repeat_features", 5, 6), ("lengths", 2, 6)])
 def test_random_programs_on_images(steps: list[Step]):
     check(steps, torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)))

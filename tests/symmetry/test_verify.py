@@ -159,6 +159,19 @@ def test_a_buffer_that_only_the_model_has_is_asked_for():
     assert caught.value.where == ("table",) and "pass the model" in str(caught.value.hint)
 
 
+def test_what_nothing_reads_is_not_asked_for(x: Tensor):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.unused = nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu())
+
+    graph = isthmus.trace(Model(), x)
+    assert graph.verify(None, x).ok and graph.verify(Model(), x).ok
+
+
 def test_a_model_that_casts_inside_is_verified_in_float64(x: Tensor):
     class Casts(nn.Module):
         def __init__(self):

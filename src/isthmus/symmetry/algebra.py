@@ -434,7 +434,7 @@ def _unify_case(left: Term, right: Term, reason: str) -> None:
     elif isinstance(right, Case):
         left, right = right, left
     assert isinstance(left, Case)
-    if isinstance(right, Atom) and right.within is None and not right.frozen:
+    if isinstance(right, Atom) and right.within is None and not right.frozen and not _occurs(left, right):
         right.bound = left
         return
     # The other side does not differ along the key, so neither may this one.

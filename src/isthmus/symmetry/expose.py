@@ -98,7 +98,9 @@ def _outer(tensor: Tensor, terms: list[Axis], wanted: list[str]) -> Iterator[tup
         yield tensor, terms
         return
     name, *others = wanted
-    for dim in range(len(terms)):
+    here = next(dim for dim, term in enumerate(terms) if isinstance(term, Leaf) and term.space == _FOUND)
+    # A square weight holds the outer space on both axes: what encloses the place stands last before it.
+    for dim in (*reversed(range(here)), *range(here + 1, len(terms))):
         if name in spaces_of(terms[dim]):
             for view, opened, at in _reach(tensor, terms, dim, name):
                 marked = list(opened)

@@ -45,8 +45,9 @@ def redraw(
                     [key],
                     hint="pass the model: graph.verify(model, example)",
                 )
-            if key in weights:
-                result[key] = double(weights[key])
+            # What nothing reads may hold anything.
+            known = weights[key] if key in weights else torch.zeros(shape)
+            result[key] = double(known)
         elif name in matrices and len(shape) > 1:
             fan_in = math.prod(shape[1:])
             result[key] = torch.randn(shape, generator=generator, dtype=torch.float64) * math.sqrt(2 / fan_in)
