@@ -227,6 +227,13 @@ def unet_sdxl() -> Built:
     return model, example
 
 
+def unet_sdxl_narrow() -> Built:
+    """The same with a fifth of the channels: 90 million parameters, drawn where it is verified."""
+    with torch.device("meta"):
+        model = UNet(64, (1, 2, 4), (0, 2, 10), context=24, head=16, groups=32, blocks=2)
+    return model, (torch.randn(2, 4, 8, 8), torch.ones(2), torch.randn(2, 5, 24))
+
+
 # -- blocks ------------------------------------------------------------------------------------
 
 

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 Built = tuple[nn.Module, object]
 
-#: Above this many parameters a model is traced on the meta device, and not verified (float64 copies would
-#: take over 16 GB); a smaller member of its class is verified beside it.
-LARGEST = 150_000_000
+#: Above this many parameters (14 GB while it is verified) a model is traced on the meta device, and verified by a
+#: stand-in if `STAND_INS` has one.
+LARGEST = 650_000_000
+
+#: Narrower models of the same structure, for those that are too large to be run.
+STAND_INS: dict[str, Callable[[], Built]] = {"own:unet-sdxl": own.unet_sdxl_narrow}
 
 #: Image sizes to try, smallest first.
 SIZES = (64, 96, 128, 224, 256, 320)
