@@ -8,12 +8,12 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "isthmus"
 ROOMS = (  # a room imports from itself and from those after it
-    "cli report diagnose recipe engine federated prune search measure paths repair combine align maps"
-    " features symmetry program weights zoo"
+    "cli recipe report diagnose engine federated prune search measure paths repair statistics combine align"
+    " maps features symmetry program weights zoo"
 ).split()
 GROUND = {"errors", "progress", "registry", "selectors"}  # under every room
 # See every room; only cli sees them.
-ROOF = {"__init__", "__main__", "comparing", "listing", "merging", "saving", "testing"}
+ROOF = {"__init__", "__main__", "comparing", "listing", "merged", "merging", "saving", "sweeping", "testing"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(file.relative_to(SOURCE)) for file in FILES]

@@ -23,25 +23,32 @@ _WHERE = {
     "Alignment": "isthmus.align",
     "Cut": "isthmus.program",
     "Element": "isthmus.symmetry",
+    "Ensemble": "isthmus.measure",
     "Finding": "isthmus.measure",
     "Gauge": "isthmus.symmetry",
     "INTERTWINERS": "isthmus.symmetry",
     "IsthmusError": "isthmus.errors",
-    "Merged": "isthmus.merging",
+    "Merged": "isthmus.merged",
     "Plan": "isthmus.recipe",
     "Program": "isthmus.program",
+    "Searched": "isthmus.search",
     "Segment": "isthmus.paths",
     "Space": "isthmus.symmetry",
     "SymmetryGraph": "isthmus.symmetry",
     "Transport": "isthmus.maps",
     "Verification": "isthmus.symmetry",
     "align": "isthmus.align",
+    "angles": "isthmus.search",
     "barrier": "isthmus.measure",
     "combine": "isthmus.combine",
     "compare": "isthmus.comparing",
     "ensemble": "isthmus.measure",
     "evaluate": "isthmus.measure",
     "export": "isthmus.program",
+    "fisher_information": "isthmus.statistics",
+    "gram_matrices": "isthmus.statistics",
+    "greedy_ensemble": "isthmus.search",
+    "kept": "isthmus.measure",
     "load": "isthmus.saving",
     "merge": "isthmus.merging",
     "merge_files": "isthmus.engine",
@@ -49,6 +56,7 @@ _WHERE = {
     "plan": "isthmus.recipe",
     "rule": "isthmus.symmetry",
     "score": "isthmus.measure",
+    "soup": "isthmus.search",
     "trace": "isthmus.symmetry",
     "vanishing": "isthmus.measure",
     "variance_ratio": "isthmus.measure",
@@ -64,14 +72,16 @@ if TYPE_CHECKING:
     from isthmus.errors import IsthmusError as IsthmusError
     from isthmus.listing import methods as methods
     from isthmus.maps import Transport as Transport
+    from isthmus.measure import Ensemble as Ensemble
     from isthmus.measure import Finding as Finding
     from isthmus.measure import barrier as barrier
     from isthmus.measure import ensemble as ensemble
     from isthmus.measure import evaluate as evaluate
+    from isthmus.measure import kept as kept
     from isthmus.measure import score as score
     from isthmus.measure import vanishing as vanishing
     from isthmus.measure import variance_ratio as variance_ratio
-    from isthmus.merging import Merged as Merged
+    from isthmus.merged import Merged as Merged
     from isthmus.merging import merge as merge
     from isthmus.paths import Segment as Segment
     from isthmus.program import Cut as Cut
@@ -80,6 +90,12 @@ if TYPE_CHECKING:
     from isthmus.recipe import Plan as Plan
     from isthmus.recipe import plan as plan
     from isthmus.saving import load as load
+    from isthmus.search import Searched as Searched
+    from isthmus.search import angles as angles
+    from isthmus.search import greedy_ensemble as greedy_ensemble
+    from isthmus.search import soup as soup
+    from isthmus.statistics import fisher_information as fisher_information
+    from isthmus.statistics import gram_matrices as gram_matrices
     from isthmus.symmetry import INTERTWINERS as INTERTWINERS
     from isthmus.symmetry import Element as Element
     from isthmus.symmetry import Gauge as Gauge

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,107 +16,27 @@ from isthmus import saving
 from isthmus import weights as files
 from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.align import align as align_models
+from isthmus.align.apart import branches, check_apart, common, resizing, turned
 from isthmus.combine import blockwise, check_asked, options_of, terms_of
 from isthmus.combine import combine as combine_models
+from isthmus.combine.unmergeable import set_aside
 from isthmus.errors import InputError, MismatchError
-from isthmus.measure import Finding, cost, reusable
-from isthmus.program import Batch, Cut, Inputs, Program, ProgramModule, Variant, batches, keep_apart
+from isthmus.maps.resize import resized
+from isthmus.measure import reusable
+from isthmus.merged import Merged
+from isthmus.program import Batch, Cut, Inputs, Program, ProgramModule, Variant, batches, export, keep_apart
+from isthmus.program.keep import Outputs
+from isthmus.program.module import completed
 from isthmus.registry import Method
-from isthmus.repair import REPAIRS, Repaired, goals, repairable
+from isthmus.repair.by_name import apply as repair_merged
+from isthmus.repair.by_name import needs_of
+from isthmus.statistics import Gathered, gather
+from isthmus.statistics.gathering import asked as statistics_asked
+from isthmus.statistics.gathering import moved_along
 from isthmus.symmetry import SymmetryGraph, Verification, trace, verified
 
 #: What can be merged: modules, state dicts, or files of weights.
 Mergeable = nn.Module | Mapping[str, Tensor] | str | Path
-
-
-@dataclass(frozen=True, eq=False)
-class Merged:
-    """What a merge made.
-
-    Attributes:
-        weights: the merged state dict. Nothing kept apart: it loads strictly in the user's own class.
-        model: a module that computes it: a copy of the first model, or the kept-apart program; None
-            where only mappings were given.
-        program: the graph that `weights` belong to; None for a merge of plain mappings.
-        graph: the symmetries that were used.
-        verification: how they were checked.
-        alignment: how the models were moved.
-        aligned: the moved models.
-        repaired: what was repaired.
-        cut: what was kept apart.
-        junctions: the values where kept-apart branches meet.
-        settings: every option, defaults included.
-        asked: names of the options that were given, not defaulted.
-    """
-
-    weights: dict[str, Tensor]
-    model: nn.Module | None
-    program: Program | None = None
-    graph: SymmetryGraph | None = None
-    verification: Verification | None = None
-    alignment: Alignment | None = None
-    aligned: tuple[Mapping[str, Tensor], ...] = ()
-    repaired: Repaired | None = None
-    cut: Cut = field(default_factory=Cut)
-    junctions: tuple[str, ...] = ()
-    settings: Mapping[str, object] = field(default_factory=dict)
-    asked: frozenset[str] = frozenset()
-
-    @property
-    def ratios(self) -> tuple[Finding, ...]:
-        """Parameters and FLOPs relative to one parent; none where no program was read."""
-        if self.program is None or self.graph is None:
-            return ()
-        parent = self.graph.program
-        example = saving.example_of(saving.inputs_of(parent))
-        return cost(self.program, example).over(cost(parent, example))
-
-    @property
-    def own_program(self) -> bool:
-        """Whether the weights are of a program, not of the user's class: kept apart, or with new parameters."""
-        return bool(self.cut) or bool(self.repaired is not None and self.repaired.new_parameters)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the merged weights as safetensors, whole or not at all.
-
-        With something kept apart, a JSON beside it (same name, `.json`) holds what
-        `isthmus.load(path, model=factory)` needs to rebuild the module: the cut, the models'
-        weights, the maps and the keys.
-        """
-        path = Path(path)
-        described = None
-        if self.own_program and self.graph is not None:
-            shares = self.settings["weights"]
-            assert isinstance(shares, tuple)
-            maps = [t.orders for t in self.alignment.transports] if self.alignment else []
-            described = saving.describe(
-                self.graph.program, self.cut, shares, self.junctions, self.weights, maps
-            )
-        saving.save(path, self.weights, self.settings, described)
-        return path
-
-    def __str__(self) -> str:
-        lines = ["merged " + (f"with {self.cut}" if self.cut else "into one network")]
-        if self.verification is not None:
-            lines.append(f"symmetries {self.verification}")
-        if self.alignment is not None:
-            lines.append(str(self.alignment))
-        if self.graph is not None and self.graph.unread and self.alignment is not None:
-            lines.append(
-                f"averaged as they are, the program does not read them: {', '.join(self.graph.unread)}"
-            )
-        if self.repaired is not None:
-            lines.append(str(self.repaired))
-        if self.junctions:
-            lines.append(f"branches meet at {', '.join(self.junctions)}")
-            lines.append(", ".join(f"{found.name} {found.value:.3f}" for found in self.ratios))
-        lines.append("settings (* given, the rest are defaults):")
-        width = max(map(len, self.settings), default=0)
-        lines += [
-            f"  {'*' if name in self.asked else ' '} {name:<{width}}  {saving.plain(value)}"
-            for name, value in self.settings.items()
-        ]
-        return "\n".join(lines)
 
 
 def merge(
@@ -129,8 +49,9 @@ def merge(
     combine: str | Mapping[str, object] | None = None,
     method: str = "average",
     base: Mergeable | None = None,
-    statistics: Sequence[Mapping[str, Tensor] | str | Path] | None = None,
+    statistics: Sequence[Mapping[str, Tensor] | str | Path] | Mapping[str, object] | None = None,
     weights: Sequence[float] | None = None,
+    skip: Sequence[str] = (),
     repair: str | Mapping[str, object] | None = None,
     data: Iterable[object] | None = None,
     preserve_first: int = 0,
@@ -138,6 +59,7 @@ def merge(
     depths: Sequence[tuple[int, int]] = (),
     modules: Sequence[str] = (),
     variant: Variant = "junction",
+    outputs: Outputs = "average",
     reference: int = 0,
     seed: int = 0,
     verify: bool = True,
@@ -163,17 +85,24 @@ def merge(
         base: what the models were trained from, for rules of task vectors. It is moved with the reference
             model.
         statistics: one mapping per model (or a file of one), for rules that take them. Where models are
-            reordered, numbers per element are reordered with them.
+            reordered, numbers per element are reordered with them. Where none are given and the rule cannot do
+            without, they are gathered from `data`, by the options given here in their place
+            (`{"variant": "sampled"}`, see `isthmus.fisher_information` and `isthmus.gram_matrices`).
         weights: one per model. For an average they sum to one and are uniform where not given; what they mean
             to another rule, its docstring says.
+        skip: patterns of weights that are not merged but taken from `models[reference]`, such as heads of
+            different tasks; the other models' may have other shapes. Symmetries see the reference's.
         repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, or
             None.
-        data: calibration data, an iterable of inputs or (inputs, targets); targets are not used.
+        data: calibration data, an iterable of inputs or (inputs, targets); targets are used by empirical
+            statistics only.
         preserve_first: keep every model's first so many layers (Preserve-First Merging).
         preserve_last: keep every model's last so many layers (partial zipping).
         depths: further ranges of layers to keep, inclusive, counted from 1.
         modules: globs of module names to keep ("blocks.0").
         variant: where kept-apart branches meet, "junction" or "paper"; see `isthmus.Cut`.
+        outputs: where outputs are kept apart, their "average" or "each" model's: heads of different tasks, which
+            may have other numbers of classes.
         reference: index of the model whose coordinates the others are moved to.
         seed: for methods that draw.
         verify: check the symmetries on redrawn weights before they are used; a space that fails is
@@ -206,23 +135,41 @@ def merge(
     terms = terms_of(method)
     if len(models) < 2 and terms.base == "no" and terms.most != 1:
         raise InputError(f"a merge takes two or more models, got {len(models)}")
-    check_asked(method, terms, len(models), weights, options, base is not None, statistics is not None)
+    gathering, how = statistics_asked(method, statistics, data)
+    check_asked(
+        method, terms, len(models), weights, options, base is not None, gathering or statistics is not None
+    )
     shares = _shares(weights, len(models))
-    cut = Cut(preserve_first, preserve_last, tuple(depths), tuple(modules), variant)
+    cut = Cut(preserve_first, preserve_last, tuple(depths), tuple(modules), variant, outputs)
     _check(method, align, repair, data, cut)
     names = [_name(m, i) for i, m in enumerate(models)]
-    module = _module(model, models)
+    target = align.reference if isinstance(align, Alignment) else reference
+    if not 0 <= target < len(models):
+        raise InputError(f"reference model {target} of {len(models)}", hint="models are counted from 0")
+    module = _module(model, models, target)
     states = [completed(state_of(m), module) for m in models]
-    for index, state in enumerate(states[1:], start=1):
-        files.check_same(states[0], state, (names[0], names[index]))
+    origin = None if base is None else completed(state_of(base), module)
+    own: list[dict[str, Tensor]] = [{} for _ in states]
+    if skip:
+        whole, own = set_aside(states if origin is None else [*states, origin], skip, target)
+        states, origin = whole[: len(states)], None if origin is None else whole[-1]
+    graphs = _graphs(models, states, align, names, example, data, traced=graph is not None)
+    if graphs is not None:
+        graph = graphs[target]
     for name, state in zip(names, states, strict=True):
         files.check_finite(state, name)
-    origin = None if base is None else completed(state_of(base), module)
     if origin is not None:
         files.check_same(states[0], origin, (names[0], "the base"))
         files.check_finite(origin, "the base")
-    known = None if statistics is None else [state_of(s) for s in statistics]
+    known = None
+    if not isinstance(statistics, Mapping) and statistics is not None:
+        known = [{k: v for k, v in state_of(s).items() if k not in own[target]} for s in statistics]
 
+    if gathering and module is None:
+        raise InputError(
+            f"to gather the statistics that {method} takes, the architecture is needed",
+            hint="pass modules instead of state dicts, say which architecture: model= (--arch), or pass statistics=",
+        )
     if graph is None and (align is not None or repair is not None or cut):
         if module is None:
             raise InputError(
@@ -230,6 +177,23 @@ def merge(
                 hint="pass modules instead of state dicts, or say which architecture: model= (--arch)",
             )
         graph = trace(module, _example(example, data))
+    found: list[Gathered] = []
+    kind = blockwise(method, len(models), options).statistics if terms.statistics != "no" else "elements"
+    own_heads = bool(skip) and kind == "elements"
+    if gathering and own_heads:
+        # Information passes through a model's own head, which is in its own order of units: before anything moves.
+        assert module is not None and data is not None
+        if fold_norms:
+            raise InputError(
+                "with skip= and fold_norms=, statistics are not gathered", hint="pass statistics=[...]"
+            )
+        asking = [m if isinstance(m, nn.Module) else module for m in models]
+        wholes = [{**state, **mine} for state, mine in zip(states, own, strict=True)]
+        found = [
+            gather(method, asked_model, whole_model, data, skip=skip, options=how)
+            for asked_model, whole_model in zip(asking, wholes, strict=True)
+        ]
+        known = [dict(f) for f in found]
     if fold_norms:
         if graph is None or align is None:
             raise InputError("norms are folded so that models can be aligned", hint="pass align= as well")
@@ -250,7 +214,9 @@ def merge(
         "depths": tuple(depths),
         "modules": tuple(modules),
         "variant": variant if cut else None,
-        "reference": align.reference if isinstance(align, Alignment) else reference,
+        **({"outputs": outputs} if outputs != "average" else {}),
+        "reference": target,
+        **({"skip": tuple(skip)} if skip else {}),
         "seed": seed,
         **{name: value for name, value in options_of(method).items() if value is not None},
         **options,
@@ -262,24 +228,51 @@ def merge(
     if graph is not None and align is not None:
         if verify:
             given = None if example is None and data is None else _example(example, data)
-            graph, verification = verified(graph, given, weights=states[0], seed=seed)
+            if graphs is not None:
+                # The last check is the reference's, so that it is the one in the result.
+                checks: dict[int, tuple[SymmetryGraph, Verification]] = {
+                    i: verified(g, given, weights=states[i], seed=seed) for i, g in enumerate(graphs)
+                }
+                graphs = common(graphs, lambda i, _: checks[i][0])
+                graph, verification = graphs[target], checks[target][1]
+            else:
+                graph, verification = verified(graph, given, weights=states[0], seed=seed)
         alignment = (
-            align if isinstance(align, Alignment) else _align(graph, states, align, data, reference, seed)
+            align
+            if isinstance(align, Alignment)
+            else _align(graphs or graph, states, align, data, reference, seed)
         )
+        if alignment.through and method != "average":
+            raise InputError(
+                f"{alignment.method} groups units, so the models meet by weighted average, not by {method!r}"
+            )
         settings |= {f"align.{k}": v for k, v in alignment.settings.items()}
-        aligned = alignment.apply(states)
+        aligned = alignment.apply(states, shares)
         if origin is not None:
             origin = alignment.transports[alignment.reference].apply(origin)
         if known is not None:
-            known = _moved(
-                known, states, alignment, method, blockwise(method, len(models), options).statistics
-            )
+            known = moved_along(known, states, alignment.transports, method, kind)
 
     program = graph.program if graph is not None else None
+    if gathering and not own_heads:
+        assert module is not None and data is not None
+        reader = program or export(module, _example(example, data))
+        found = [gather(method, reader, state, data, skip=skip, options=how) for state in aligned]
+        known = [dict(f) for f in found]
+    settings |= {f"statistics.{k}": v for k, v in (found[0].settings if found else {}).items()}
     junctions: tuple[str, ...] = ()
     tied = graph.program.tied if graph is not None else None
+    shared = aligned
+    if cut:
+        assert graph is not None
+        check_apart(alignment)
+        program, junctions = keep_apart(graph.program, cut, shares, turned(alignment))
+        if graphs is not None:
+            # What is kept apart may have other shapes.
+            used = {original for branch, original in program.sources.values() if branch is None}
+            shared = [{key: m[key] for key in m if key in used} for m in aligned]
     merged = combine_models(
-        aligned,
+        shared,
         method,
         base=origin,
         weights=weights,
@@ -289,22 +282,33 @@ def merge(
         tied=tied,
         options=options,
     )
+    merged |= {key: aligned[target][key].clone() for key in own[target]}
     if cut:
-        assert graph is not None
-        program, junctions = keep_apart(graph.program, cut, shares)
-        merged = {
-            key: merged[original] if branch is None else aligned[branch][original].clone()
-            for key, (branch, original) in program.sources.items()
-        }
+        assert program is not None
+        merged = {k: merged[o] for k, (branch, o) in program.sources.items() if branch is None}
+        merged |= branches(program, alignment, states, aligned, shares)
+        program = replace(program, shapes={key: tuple(tensor.shape) for key, tensor in merged.items()})
+    grown = resizing(alignment)
+    if grown and graph is not None:
+        program = resized(graph, grown)
     repaired = None
     if repair is not None:
         assert graph is not None and program is not None and data is not None
-        repaired, used = _repair(graph, program, merged, aligned, shares, repair, data)
+        parents, transports = aligned, None
+        if alignment is not None and not alignment.keeps_functions:
+            # Units are mixed: what is measured is the models as they are, and the statistics are moved.
+            transports = alignment.weighted(shares)
+            parents = [t.own(state) for t, state in zip(transports, states, strict=True)]
+        repaired, used = repair_merged(
+            graph.program, program, merged, parents, shares, repair, data, transports=transports
+        )
         settings |= {f"repair.{k}": v for k, v in used.items()}
         merged, program = dict(repaired.weights), repaired.program
     return Merged(
         merged,
-        _result_module(module, program, merged, bool(cut) or bool(repaired and repaired.new_parameters)),
+        _result_module(
+            module, program, merged, bool(cut or grown) or bool(repaired and repaired.new_parameters)
+        ),
         program,
         graph,
         verification,
@@ -352,36 +356,12 @@ def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     return values if abs(sum(values) - 1) <= 1e-6 else tuple(v / sum(values) for v in values)
 
 
-def _moved(
-    statistics: Sequence[Mapping[str, Tensor]],
-    states: Sequence[Mapping[str, Tensor]],
-    alignment: Alignment,
-    method: str,
-    kind: str,
-) -> list[dict[str, Tensor]]:
-    """The statistics of the moved models.
-
-    Raises:
-        InputError: they cannot be moved along.
-    """
-    if kind != "elements" or any(t.values or len(t.orders) < len(t.maps) for t in alignment.transports):
-        raise InputError(
-            f"the statistics that {method} takes cannot be moved with the models",
-            hint="align first, gather them from the moved models, then combine",
-        )
-    moved = [
-        transport.apply({**state, **known})
-        for transport, state, known in zip(alignment.transports, states, statistics, strict=True)
-    ]
-    return [{key: m[key] for key in known} for m, known in zip(moved, statistics, strict=True)]
-
-
 def _called(how: str | Mapping[str, object]) -> str:
     return how if isinstance(how, str) else str(how.get("method", ""))
 
 
 def _align(
-    graph: SymmetryGraph,
+    graph: SymmetryGraph | Sequence[SymmetryGraph],
     states: Sequence[Mapping[str, Tensor]],
     how: str | Mapping[str, object],
     data: Iterable[object] | None,
@@ -395,39 +375,8 @@ def _align(
     return align_models(graph, states, by, data=data, reference=reference)
 
 
-def _repair(
-    graph: SymmetryGraph,
-    program: Program,
-    merged: Mapping[str, Tensor],
-    aligned: Sequence[Mapping[str, Tensor]],
-    shares: Sequence[float],
-    how: str | Mapping[str, object],
-    data: Iterable[object],
-) -> tuple[Repaired, dict[str, object]]:
-    """The repaired model, and every option that was used, defaults included."""
-    method = REPAIRS.get(_called(how))
-    used = {**_options(method), **({} if isinstance(how, str) else how)}
-    used = {name: value for name, value in used.items() if name != "method"}
-    given: dict[str, Any] = dict(used)
-    if "goals" in method.needs:
-        # Parents are measured on the examples that the merged model is, and where it is.
-        given["goals"] = goals(
-            graph.program,
-            aligned,
-            shares,
-            data,
-            # Where nothing but outputs is merged there is nothing to repair, and the result will say so.
-            [v for v in repairable(program, given.get("layers", "all")) if v in graph.program.nodes] or None,
-            device=given.get("device"),
-            limit=given.get("limit"),
-        )
-    repaired = method.function(program, merged, data, **given)
-    used |= {"examples": repaired.examples, "batch_size": repaired.batch_size}
-    return repaired, used
-
-
 def _options(method: Method[Any]) -> dict[str, Any]:
-    """The options of a method and their defaults; what a merge supplies itself is none."""
+    """The options of an alignment and their defaults; what a merge supplies itself is none."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(method.function).parameters.items()
@@ -447,22 +396,24 @@ def _check(
         raise InputError(f"what is kept apart meets by weighted average, not by {method!r}")
     if data is not None:
         reusable(data)
-    for kind, how in (("alignment", align), ("repair", repair)):
-        if how is None or isinstance(how, Alignment):
-            continue
-        chosen: Method[Any] = (
-            ALIGNMENTS.get(_called(how)) if kind == "alignment" else REPAIRS.get(_called(how))
-        )
-        if "data" in chosen.needs and data is None:
-            raise InputError(
-                f"{chosen.name} needs calibration data", hint="pass data=, an iterable of inputs (--data)"
-            )
+    needs: dict[str, tuple[str, ...]] = {}
+    if align is not None and not isinstance(align, Alignment):
+        chosen = ALIGNMENTS.get(_called(align))
+        needs[chosen.name] = chosen.needs
         known = _options(chosen)
-        asked = () if isinstance(how, str) else [name for name in how if name != "method"]
+        own = ("method", "reference", "score")
+        asked = () if isinstance(align, str) else [name for name in align if name not in own]
         if unknown := [name for name in asked if name not in known]:
             raise InputError(
                 f"{chosen.name} has no option {', '.join(map(repr, unknown))}",
                 hint=f"it takes {', '.join(known) or 'none'}",
+            )
+    if repair is not None:
+        needs[_called(repair)] = needs_of(repair)
+    for name, needed in needs.items():
+        if "data" in needed and data is None:
+            raise InputError(
+                f"{name} needs calibration data", hint="pass data=, an iterable of inputs (--data)"
             )
 
 
@@ -472,19 +423,6 @@ def _result_module(
     if own and program is not None:
         return ProgramModule(program, weights)
     return None if module is None else saving.filled(copy.deepcopy(module), weights)
-
-
-def completed(state: dict[str, Tensor], module: nn.Module | None) -> dict[str, Tensor]:
-    """A state dict with the names of tied weights that its file left out (as safetensors files do)."""
-    if module is None:
-        return state
-    first: dict[int, str] = {}
-    for key, tensor in module.state_dict(keep_vars=True).items():
-        other = first.setdefault(id(tensor), key)
-        if other != key and (key in state) != (other in state):
-            missing, there = (key, other) if other in state else (other, key)
-            state = {**state, missing: state[there]}
-    return state
 
 
 def state_of(source: Mergeable) -> dict[str, Tensor]:
@@ -498,8 +436,41 @@ def _name(source: Mergeable, index: int) -> str:
     return str(source) if isinstance(source, (str, Path)) else f"models[{index}]"
 
 
+def _graphs(
+    models: Sequence[Mergeable],
+    states: Sequence[Mapping[str, Tensor]],
+    align: str | Mapping[str, object] | Alignment | None,
+    names: Sequence[str],
+    example: Inputs | None,
+    data: Iterable[object] | None,
+    traced: bool,
+) -> list[SymmetryGraph] | None:
+    """One graph per model where their shapes differ, and the alignment brings them together; None where they agree.
+
+    Raises:
+        MismatchError: they differ in what no alignment could change.
+    """
+    takes = False
+    if isinstance(align, Alignment):
+        graphs = [transport.graph for transport in align.transports]
+        if any(g is not graphs[0] for g in graphs):
+            return graphs
+    elif align is not None:
+        takes = "graphs" in inspect.signature(ALIGNMENTS.get(_called(align)).function).parameters
+    modules = [m for m in models if isinstance(m, nn.Module)]
+    same = all(
+        state.keys() == states[0].keys() and all(t.shape == states[0][k].shape for k, t in state.items())
+        for state in states
+    )
+    if not same and takes and not traced and len(modules) == len(models):
+        return [trace(m, _example(example, data)) for m in modules]
+    for index, state in enumerate(states[1:], start=1):
+        files.check_same(states[0], state, (names[0], names[index]))
+    return None
+
+
 def _module(
-    model: nn.Module | Callable[[], nn.Module] | None, models: Sequence[Mergeable]
+    model: nn.Module | Callable[[], nn.Module] | None, models: Sequence[Mergeable], target: int
 ) -> nn.Module | None:
     if model is not None:
         return model if isinstance(model, nn.Module) else model()
@@ -507,7 +478,8 @@ def _module(
     kinds = {type(m) for m in modules}
     if len(kinds) > 1:
         raise MismatchError("the models are of different classes", sorted(kind.__name__ for kind in kinds))
-    return modules[0] if modules else None
+    chosen = models[target]
+    return chosen if isinstance(chosen, nn.Module) else modules[0] if modules else None
 
 
 def _example(example: Inputs | None, data: Iterable[object] | None) -> Inputs:

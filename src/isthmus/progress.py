@@ -67,13 +67,17 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, unit: str
 
 @contextmanager
 def task(
-    label: str, *, total: int | None = None, unit: str = "steps", note: Callable[[], str] | None = None
+    label: str,
+    *,
+    total: int | Callable[[], int] | None = None,
+    unit: str = "steps",
+    note: Callable[[], str] | None = None,
 ) -> Iterator[Advance]:
     """A stretch of work that reports how much of it is done; any thread may report.
 
     Args:
         label: what is being done, in two or three words.
-        total: how much there is to do, where known.
+        total: how much there is to do, where known; a function where that may turn out to be less.
         unit: plural noun of what is counted; "bytes" are shown as kB, MB, ...
         note: what else to say (what is at hand, memory held), asked for each time something is shown.
 
@@ -98,14 +102,24 @@ def task(
 class _Meter:
     """What both displays say: how much, how fast, how much longer."""
 
-    def __init__(self, label: str, total: int | None, unit: str, note: Callable[[], str] | None = None):
-        self.label, self.total, self.unit, self._note = label, total, unit, note
+    def __init__(
+        self,
+        label: str,
+        total: int | Callable[[], int] | None,
+        unit: str,
+        note: Callable[[], str] | None = None,
+    ):
+        self.label, self._total, self.unit, self._note = label, total, unit, note
         self.done = 0
         self._start = time.monotonic()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._start
+
+    @property
+    def total(self) -> int | None:
+        return self._total() if callable(self._total) else self._total
 
     def status(self) -> str:
         amount = decimal if self.unit == "bytes" else str
@@ -170,7 +184,7 @@ def _bars(meter: _Meter) -> Iterator[Callable[[], None]]:
         if bar is None:
             bar = _board.add_task(meter.label, total=meter.total, meter=meter)
             _bars_open += 1
-        _board.update(bar, completed=meter.done)
+        _board.update(bar, completed=meter.done, total=meter.total)
 
     try:
         yield show

@@ -38,6 +38,7 @@ LAWS = {
     "streaming-equals-memory": "streaming and in-memory give the same bytes",
     "function-kept": "each moved model computes the same function as before",
     "planted-found": "a planted transformation is found on plain networks",
+    "planted-exact": "a model merged with its own reordered copies, at any weights, computes the model",
     "inverts": "apply then invert is the identity",
     "unmerged-is-identity": "repairing a model that was not merged changes nothing",
     "fused-equals-unfused": "fused into the weights or kept beside them, the function is the same",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from torch.utils import _pytree as pytree
 
 from isthmus import weights as files
 from isthmus.errors import WeightsError
+from isthmus.maps.resize import resized
 from isthmus.program import Batch, Cut, Program, ProgramModule, export, keep_apart
 from isthmus.repair import Explicit, with_parameters
+from isthmus.symmetry import trace
 
 FORMAT = "isthmus.kept/1"
 _MARK = "isthmus.program"
@@ -52,6 +55,8 @@ def describe(
     junctions: Iterable[str],
     keys: Iterable[str],
     maps: Iterable[Mapping[str, Tensor]],
+    turned: Mapping[str, Sequence[int]],
+    branches: Mapping[str, Sequence[int]],
 ) -> dict[str, object]:
     """What `load` needs to make a program again, and what a person wants to know of it."""
     return {
@@ -61,6 +66,8 @@ def describe(
         "inputs": inputs_of(parent),
         "junctions": list(junctions),
         "keys": sorted(keys),
+        "turned": {value: list(axes) for value, axes in turned.items()},
+        "branches": {key: list(shape) for key, shape in branches.items()},
         "maps": [{name: index.tolist() for name, index in orders.items()} for orders in maps],
     }
 
@@ -91,8 +98,16 @@ def load(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Mod
     cut, shares = described["cut"], described["weights"]
     assert isinstance(cut, dict) and isinstance(shares, list)
     program = export(module, example_of(described["inputs"]))
+    if sizes := described.get("sizes"):
+        assert isinstance(sizes, dict)
+        program = resized(trace(program), sizes)
     if chosen := Cut.from_json(cut):
-        program, _ = keep_apart(program, chosen, shares)
+        turned, branches = described.get("turned", {}), described.get("branches", {})
+        assert isinstance(turned, dict) and isinstance(branches, dict)
+        program, _ = keep_apart(program, chosen, shares, turned)
+        # A head of another task has its own number of classes.
+        own = {key: tuple(shape) for key, shape in branches.items() if key in program.sources}
+        program = replace(program, shapes={**program.shapes, **own})
     program = _with_repairs(program, weights)
     expected = {key: torch.empty(program.shapes[key], device="meta") for key in program.weights.values()}
     files.check_same(expected, weights, (f"{type(module).__name__} as the JSON rebuilds it", str(path)))

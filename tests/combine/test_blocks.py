@@ -25,7 +25,7 @@ from isthmus.combine import (
 )
 from isthmus.combine.blocks import scratch, total
 from isthmus.combine.order_statistics import Boundary, OrderStatistics, thinned
-from isthmus.combine.random_masks import bernoulli, uniform
+from isthmus.combine.random_masks import bernoulli, integers
 from isthmus.errors import InputError
 
 # Blocks
@@ -242,7 +242,7 @@ def test_a_sample_that_misleads_costs_two_more_looks_and_nothing_else():
 
 def test_an_element_draws_the_same_whatever_block_it_is_in():
     whole = Place("w", (1000,), 0, 1000, 7)
-    for draw in (lambda p: bernoulli(p, 2, 0.3), lambda p: uniform(p, 2)):
+    for draw in (lambda p: bernoulli(p, 2, 0.3), lambda p: integers(p, 2)):
         expected = draw(whole)
         for size in (1, 16, 33, 250):
             parts = [draw(Place("w", (1000,), s, min(s + size, 1000), 7)) for s in range(0, 1000, size)]
@@ -251,7 +251,7 @@ def test_an_element_draws_the_same_whatever_block_it_is_in():
 
 def test_seeds_names_and_models_draw_apart():
     kinds = itertools.product((0, 1), ("a.weight", "b.weight"), (0, 1))
-    drawn = [uniform(Place(key, (4096,), 0, 4096, seed), stream) for seed, key, stream in kinds]
+    drawn = [integers(Place(key, (4096,), 0, 4096, seed), stream) for seed, key, stream in kinds]
     for a, b in itertools.combinations(drawn, 2):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.08
 
@@ -265,11 +265,14 @@ def test_probabilities_are_met(probability: float):
 
 
 def test_draws_are_spread_evenly():
-    values = uniform(Place("w", (200_000,), 0, 200_000, 0), 0)
-    counts = torch.histc(values, 20, 0, 1)
-    assert float((counts - 10_000).abs().max()) < 500 and values.min() >= 0 and values.max() < 1
+    values = integers(Place("w", (200_000,), 0, 200_000, 0), 0).double() * 2.0**-32
+    counts = torch.histc(values, 20, -0.5, 0.5)
+    assert float((counts - 10_000).abs().max()) < 500 and values.min() >= -0.5 and values.max() < 0.5
 
 
 def test_the_numbers_are_those_of_every_machine():
     place = Place("layer.weight", (8,), 0, 8, 1)
-    assert bernoulli(place, 0, 0.5).tolist() == [False, False, False, True, False, False, True, False]
+    assert bernoulli(place, 0, 0.5).tolist() == [False, False, True, False, True, False, False, True]
+    assert integers(place, 0).tolist()[:4] == [-2078628418, -1686954825, -528978181, 782092553]
+    later = Place("layer.weight", (8,), 3, 4, 1)
+    assert integers(later, 0).tolist() == [782092553]

@@ -7,7 +7,7 @@
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import pytest
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from isthmus.combine import COMBINATIONS, Place
-from isthmus.combine.random_masks import bernoulli, uniform
+from isthmus.combine.by_rank import kept_by_rank
+from isthmus.combine.random_masks import bernoulli
 from isthmus.testing import TOLERANCE
 
 SHAPES = [(1,), (7,), (33, 40), (4, 6, 3, 3)]
@@ -59,10 +60,13 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.fixture
-def same_masks(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, ...]], None]:
-    """Answers each call of torch.bernoulli with our mask of the next model."""
+def same_masks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Answers each call of torch.bernoulli with our mask of the next model.
 
-    def answer(shape: tuple[int, ...]) -> None:
+    Where the probabilities differ they must be those of DELLA, of whose masks the task vectors decide.
+    """
+
+    def answer(shape: tuple[int, ...], vectors: Sequence[Tensor] = (), epsilon: float = 0.0) -> None:
         place = Place(KEY, shape, 0, torch.Size(shape).numel(), SEED)
         stream = iter(range(100))
 
@@ -71,7 +75,14 @@ def same_masks(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, ...]], N
             if bool((flat == flat[0]).all()):
                 mask = bernoulli(place, next(stream), _density(flat[0].item()))
             else:
-                mask = uniform(place, next(stream)) < flat.float()
+                density = _density(flat.mean().item())
+                vector = vectors[model := next(stream)].reshape(-1, shape[-1])
+                ladder = torch.linspace(density - epsilon, density + epsilon, shape[-1])
+                expected = torch.empty_like(vector).scatter_(
+                    1, vector.abs().argsort(dim=1, stable=True), ladder.expand(vector.shape)
+                )
+                torch.testing.assert_close(chance.view(expected.shape), expected)
+                mask = kept_by_rank(vector, place, model, density, epsilon)
             return mask.view(chance.shape).to(chance.dtype)
 
         monkeypatch.setattr(torch, "bernoulli", drawn)
@@ -191,7 +202,7 @@ def test_della_is_mergekits(name: str, shape: tuple[int, ...], same_masks: Calla
     base, models = siblings(shape, 3)
     options = {"density": 0.5, "epsilon": 0.2, "weights": WEIGHTS, "convention": "mergekit"}
     found = ours(name, models, base, **options)
-    same_masks(shape)
+    same_masks(shape, [model - base for model in models], 0.2)
     parameters = {"density": [0.5] * 3, "epsilon": [0.2] * 3, "weight": WEIGHTS, "normalize": name == "della"}
     close(found, theirs(name.replace("-", "_"), models, base, **parameters))
 

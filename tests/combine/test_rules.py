@@ -1,5 +1,6 @@
 """What each rule computes, against a plain float64 reference or an invariant of its paper."""
 
+import importlib
 import itertools
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import isthmus
-from isthmus.combine import COMBINATIONS, Place, combine
-from isthmus.combine.random_masks import bernoulli, uniform
-from isthmus.combine.trimming import ranked
+from isthmus.combine import COMBINATIONS, Place, blockwise, combine, terms_of
+from isthmus.combine.by_rank import kept_by_rank, ranked
+from isthmus.combine.random_masks import bernoulli, integers
 
 SHAPE = (12, 30)
 
@@ -168,7 +169,42 @@ def test_della_keeps_large_elements_more_often():
     assert float((whole.mean(0) - vector).abs().mean()) < 0.25
 
 
-def test_dellas_masks_are_draws_below_the_probabilities():
+@pytest.mark.parametrize("values", ["distinct", "equal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dellas_masks_compare_with_another_element_of_the_row(values: str, dtype: torch.dtype):
+    (vector,) = drawn(1)
+    vector = (vector if values == "distinct" else vector.mul(2).round()).to(dtype)
+    place, density, epsilon, last = Place("w", SHAPE, 0, 360, 2), 0.4, 0.3, SHAPE[1] - 1
+    expected = torch.empty(SHAPE, dtype=torch.bool)
+    for (row, i), number in zip(
+        itertools.product(*map(range, SHAPE)), integers(place, 1).tolist(), strict=True
+    ):
+        rung = (number / 2**32 + 0.5 - (density - epsilon)) / (2 * epsilon) * last
+        if 0 <= rung < last:
+            j = int(rung) + (int(rung) >= i)  # any but itself
+            expected[row, i] = (abs(vector[row, i]), i) > (abs(vector[row, j]), j)
+        else:
+            expected[row, i] = rung < 0
+    assert torch.equal(kept_by_rank(vector, place, 1, density, epsilon).view(SHAPE), expected)
+
+
+@pytest.mark.parametrize(
+    "row", [[3.0, -1.0, 4.0, 1.5, -9.0, 2.0], [0.0, 1.0, 1.0, -1.0, 0.0, 2.0], [2.0, -1.0]]
+)
+def test_dellas_masks_meet_the_probabilities_of_ranks_and_are_apart(row: list[float]):
+    rows, length = 60_000, len(row)
+    vector = torch.tensor(row).repeat(rows, 1)
+    place = Place("w", (rows, length), 0, rows * length, 3)
+    kept = kept_by_rank(vector, place, 0, 0.5, 0.45).view(rows, length).double()
+    chance = torch.empty(length, dtype=torch.float64)
+    chance[vector[0].abs().argsort(stable=True)] = torch.linspace(0.05, 0.95, length, dtype=torch.float64)
+    deviation = (chance * (1 - chance) / rows).sqrt()
+    assert bool(((kept.mean(0) - chance).abs() < 5 * deviation).all())
+    together = torch.corrcoef(kept.T) - torch.eye(length)
+    assert float(together.abs().max()) < 5 / rows**0.5
+
+
+def test_della_divides_by_the_probabilities_of_ranks():
     base, model = drawn(2)
     found = rule("della-linear", [model], base=base, density=0.4, epsilon=0.1, key="w", seed=2)
     vector = model - base
@@ -176,8 +212,46 @@ def test_dellas_masks_are_draws_below_the_probabilities():
     chance.scatter_(
         1, vector.abs().argsort(1), torch.linspace(0.3, 0.5, 30, dtype=torch.float64).expand(SHAPE)
     )
-    kept = uniform(Place("w", SHAPE, 0, 360, 2), 0).view(SHAPE) < chance
+    kept = kept_by_rank(vector, Place("w", SHAPE, 0, 360, 2), 0, 0.4, 0.1).view(SHAPE)
     close(found, base + vector * kept / chance, 1e-9)
+
+
+def test_a_row_longer_than_float32_counts_is_compared_all_over():
+    length = 100_000
+    vector = torch.arange(1.0, length + 1).view(1, -1)
+    kept = kept_by_rank(vector, Place("w", (length,), 0, length), 0, 0.5, 0.4).double()
+    rates, expected = kept.view(10, -1).mean(1), torch.linspace(0.14, 0.86, 10)
+    assert float((rates - expected).abs().max()) < 5 * 0.5 / (length / 10) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["dare-ties", "della"])
+def test_masks_that_are_remembered_are_those_that_are_drawn(name: str, monkeypatch: pytest.MonkeyPatch):
+    base, *models = drawn(3)
+    options = {"density": 0.4, "convention": "mergekit"}
+    expected = rule(name, models, base=base, key="w", seed=2, **options)
+    module = importlib.import_module(f"isthmus.combine.{name.partition('-')[0]}")
+    for held in (0, 90):  # none; and of both models, 45 bytes each, all
+        monkeypatch.setattr(module, "HELD", held)
+        assert torch.equal(rule(name, models, base=base, key="w", seed=2, **options), expected)
+
+
+def shows(name: str) -> bool:
+    return terms_of(name).build is not None and blockwise(name, 1 if terms_of(name).most == 1 else 2).shows
+
+
+@pytest.mark.parametrize("name", [row.name for row in COMBINATIONS.rows() if shows(row.name)])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_rules_that_claim_to_show_what_is_not_finite(name: str, wrong: float):
+    terms = terms_of(name)
+    given = ({"base": 2} if terms.base != "no" else {}) | ({"seed": 1} if terms.seed else {})
+    count = 1 if terms.most == 1 else 2
+    for where, index in itertools.product(
+        [*range(count), *([2] if "base" in given else [])], range(0, 360, 37)
+    ):
+        tensors = [t.float() for t in drawn(3)]
+        tensors[where].view(-1)[index] = wrong
+        more = given | ({"base": tensors[2]} if "base" in given else {})
+        assert not rule(name, tensors[:count], **more).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -4,13 +4,14 @@
 
 Every run merges two checkpoints in a process of its own that is killed at a moment drawn from the time that an
 undisturbed merge takes, up to four times, until one is let through. Nothing may lie under the output's name
-unless it is whole; after the last, every byte must be right.
+unless it is whole; after the last, every byte must be right. A merge that is done before the first kill is no run.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import random
 import shutil
@@ -73,8 +74,12 @@ def in_a_process(work: Callable[[], object], patience: float | None) -> bool:
 
 def trial(
     models: list[Path], out: Path, method: str, wanted: str, duration: float, chance: random.Random
-) -> str:
-    """Kill merges until one gets through; how it went."""
+) -> tuple[int, bool]:
+    """Kill merges until one gets through.
+
+    Returns:
+        How often it was killed, and whether it went on from finished tensors.
+    """
 
     def merge() -> None:
         base = None if method == "average" else models[2]
@@ -96,7 +101,7 @@ def trial(
         raise SystemExit(f"other bytes after {kills} runs: {out} is kept")
     if weights.draft_of(out).exists():
         raise SystemExit(f"{weights.draft_of(out)} was left behind")
-    return f"killed {kills - 1} times, " + ("went on from finished tensors" if resumed else "began anew")
+    return kills - 1, bool(resumed)
 
 
 def main() -> None:
@@ -114,24 +119,32 @@ def main() -> None:
         models = checkpoints(folder, options.megabytes)
         base = None if options.method == "average" else models[2]
         isthmus.combine  # noqa: B018 - imported before any fork
-        began = time.monotonic()
+        duration = math.inf
+        for name in ("cold", "whole"):
+            began = time.monotonic()
 
-        def undisturbed() -> None:
-            isthmus.merge_files(
-                models[:2], folder / "whole", method=options.method, base=base, threads=2,
-                shard_size="20MB", **METHODS[options.method],
-            )  # fmt: skip
+            def undisturbed(name: str = name) -> None:
+                isthmus.merge_files(
+                    models[:2], folder / name, method=options.method, base=base, threads=2,
+                    shard_size="20MB", **METHODS[options.method],
+                )  # fmt: skip
 
-        in_a_process(undisturbed, None)
-        duration = time.monotonic() - began
+            in_a_process(undisturbed, None)
+            duration = min(duration, time.monotonic() - began)
         wanted, chance = digest(folder / "whole"), random.Random(options.seed)
-        went = Counter(
-            trial(models, folder / "out", options.method, wanted, duration, chance)
-            for _ in range(options.runs)
+        went: Counter[tuple[int, bool]] = Counter()
+        while went.total() < options.runs:
+            how = trial(models, folder / "out", options.method, wanted, duration, chance)
+            if how[0]:
+                went[how] += 1
+        kills = sum(times * count for (times, _), count in went.items())
+        print(
+            f"{options.runs} runs of {duration:.2f} s each, {kills} kills; all of them ended in the same bytes:"
         )
-        print(f"{options.runs} runs of {duration:.2f} s each, all of them ended in the same bytes:")
-        for how, count in sorted(went.items()):
-            print(f"  {count:4} {how}")
+        for (times, resumed), count in sorted(went.items()):
+            print(
+                f"  {count:4} killed {times} times, {'went on from finished tensors' if resumed else 'began anew'}"
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -4,6 +4,7 @@ ISTHMUS_FUZZ_SECONDS is how long the search guided by coverage goes on (a few se
 finds is printed as bytes, to be added to `FOUND`.
 """
 
+import importlib.util
 import os
 import random
 import sys
@@ -22,59 +23,16 @@ from isthmus.errors import IsthmusError
 from isthmus.recipe.plan import plan_text
 from isthmus.recipe.reading import examine
 
-from .conftest import config, llama, tokenizer, write
+_SPEC = importlib.util.spec_from_file_location(
+    "fuzz_recipe", Path(__file__).parents[1] / "hostile" / "fuzz_recipe.py"
+)
+assert _SPEC is not None and _SPEC.loader is not None
+fuzz = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(fuzz)
+SEEDS, WORDS = fuzz.SEEDS, fuzz.WORDS
 
 SECONDS = float(os.environ.get("ISTHMUS_FUZZ_SECONDS", "4"))
 ROOM = str(Path(isthmus.recipe.__file__).parent)
-
-SEEDS = [
-    b"""
-models: [{model: a, parameters: {weight: [0, 1]}}, {model: b}]
-merge_method: linear
-parameters: {weight: 1}
-""",
-    b"""
-slices:
-- sources:
-  - {model: a, layer_range: [0, 2], parameters: {t: [{filter: mlp, value: 1}, {value: 0}]}}
-  - {model: b, layer_range: [1, 3]}
-base_model: a
-merge_method: slerp
-parameters: {t: 0.5}
-dtype: bfloat16
-""",
-    b"""
-modules: {layers: {models: [{model: a}, {model: b}]}}
-base_model: a
-merge_method: dare_ties
-parameters: {weight: 1e-1, density: 0.5, normalize: yes, lambda: 2}
-out_dtype: float32
-""",
-    b"""
-models: [{model: a}, {model: {model: {path: b}}}]
-merge_method: linear
-parameters: {weight: 1}
-tokenizer:
-  source: union
-  tokens:
-    <s>: {source: {kind: zero}, force: true}
-    x: {source: {kind: model_token, model: a, token: one}}
-  pad_to_multiple_of: 8
-chat_template: chatml
-""",
-    b"""
-x: &x {weight: 1}
-models: [{model: a, parameters: *x}, {model: b, parameters: {<<: *x}}]
-merge_method: linear
-isthmus:
-  seed: 1
-  skip: ['*.nothing']
-  convention: mergekit
-  limits: {memory: 2GB}
-  blocks:
-  - {match: '*mlp*', layers: [0, 2], model: a, parameters: {weight: {preset: peak, from: 0, to: 1}}}
-""",
-]
 
 # What the search has found before.
 FOUND: list[bytes] = [
@@ -89,43 +47,21 @@ FOUND: list[bytes] = [
     b"models:\n- &m {model: a}\n- *m\nmerge_method: linear\n",
     b"<<: [1, {a: b}]\n",
     b"%YAML 9.9\n---\na: b\n",
-]
-
-WORDS = [
-    *(
-        "models slices modules sources model layer_range parameters weight density filter value merge_method linear"
-        " ties slerp base_model dtype bfloat16 tokenizer tokens source union kind zero model_token force isthmus blocks"
-        " match layers limits memory skip preset a b 0 1 -1 1e999 .nan null true [] {} [0,1] *x &x << !!set @ +"
-    ).split(),
-    "|\n ",
-    "!!float ''",
+    b"models: [{model: a}, {model: b" + b"x" * 300 + b"}]\nmerge_method: linear\nparameters: {weight: 1}\n",
+    b"models: [{model: ~nobody/a}, {model: b}]\nmerge_method: linear\nisthmus: {data: ~nobody/x, evaluate: loss}\n",
 ]
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fuzz")
-    for seed, name in enumerate("ab"):
-        write(root / name, llama(vocabulary=4, seed=seed), config(vocabulary=4))
-        tokenizer(root / name, ["?", "one", name, "four"])
+    fuzz.world(root)
     return root
-
-
-def read(text: str, root: Path) -> None:
-    """Read and plan. Only our own errors may come out, and only with words that can be printed."""
-    start = time.perf_counter()
-    try:
-        plan = plan_text(text, "fuzz.yml", root / "fuzz.yml", (root,), inside=root)
-        str(plan)
-        plan.table()
-    except IsthmusError as error:
-        error.render().encode("utf-8", "backslashreplace")
-    assert time.perf_counter() - start < 20, "too slow"
 
 
 @pytest.mark.parametrize("content", SEEDS + FOUND, ids=range(len(SEEDS + FOUND)))
 def test_what_was_found_before(content: bytes, here: Path):
-    read(content.decode("utf-8", "replace"), here)
+    fuzz.check(content.decode("utf-8", "replace"), here)
 
 
 def test_the_seeds_are_good_recipes_but_for_what_they_name(here: Path):
@@ -214,7 +150,7 @@ def test_a_search_that_follows_coverage_finds_nothing(here: Path):
             content = mutated(content, corpus, chance)[:20_000]
         tried += 1
         try:
-            lines = covered(lambda content=content: read(content.decode("utf-8", "replace"), here))
+            lines = covered(lambda content=content: fuzz.check(content.decode("utf-8", "replace"), here))
         except Exception as error:
             raise AssertionError(f"after {tried} tries: {content!r}") from error
         if lines - known:

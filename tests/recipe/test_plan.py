@@ -55,7 +55,7 @@ def test_a_plan_on_one_screen(recipe: Make, monkeypatch: pytest.MonkeyPatch):
           model  b  24 tensors, 6.53 kB, apache-2.0
 
         output  24 tensors (24 merged), bfloat16, 3.26 kB
-        needs   about 2 s on 2 threads, 404 MB of memory, 3.26 kB of disk; reads 13.1 kB
+        needs   about 2 s on 2 threads, 195 MB of memory, 3.26 kB of disk; reads 13.1 kB
         note    layers: model.layers x 3
     """).strip()
     )
@@ -122,7 +122,7 @@ def test_the_base_joins_the_models_of_a_method_with_a_base(recipe: Make):
         ("models: [{model: a}]\nmerge_method: passthrough\nisthmus: {skip: ['*.nothing']}\n",
          "recipe.yml:3  skip: no tensor is called '*.nothing'"),
         ("models: [{model: a}]\nmerge_method: passthrough\nisthmus: {repair: reset}\n",
-         "recipe.yml:3  repair is not done for recipes yet"),
+         "recipe.yml:3  repair runs the merged model on data, and the recipe names none"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_has_a_line(recipe: Make, text: str, expected: str):
@@ -213,6 +213,14 @@ def test_a_module_is_merged_and_the_rest_is_taken_from_the_base(recipe: Make):
     plan = isthmus.plan(recipe(text))
     assert {row.how for row in plan.rows if ".layers." in row.name} == {"merged"}
     assert {row.how for row in plan.rows if ".layers." not in row.name} == {"copied"}
+
+
+def test_a_url_is_told_from_a_file_that_is_missing(recipe: Make):
+    text = said(recipe, "models: [{model: s3://bucket/a}]\nmerge_method: passthrough\n")
+    assert (
+        "recipe.yml:1  s3://bucket/a is a URL, and a recipe reads folders, files and models of the hub"
+        in text
+    )
 
 
 def test_a_broken_checkpoint_is_told_at_its_line(recipe: Make, tmp_path: Path):

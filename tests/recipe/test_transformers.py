@@ -128,3 +128,37 @@ chat_template: chatml
     assert model(torch.tensor([loaded("three one <y>")["input_ids"]])).logits.shape == (1, 3, 8)
     turns = [{"role": "user", "content": "one"}]
     assert loaded.apply_chat_template(turns, tokenize=False) == "<|im_start|>user\none<|im_end|>\n"
+
+
+def test_planted_orders_are_found_and_the_average_is_the_original(recipe: Make, tmp_path: Path):
+    """Also where files have other names than the model that loads them, as a ViT's have."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4,
+        num_channels=1, num_labels=5,
+    )  # fmt: skip
+    model = made((ViTForImageClassification, config), tmp_path / "x", 0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    moved = 0
+    for tensor in model.state_dict().values():
+        for dim, size in enumerate(tensor.shape):
+            if size == 24:
+                tensor.copy_(tensor.index_select(dim, order))
+                moved += 1
+    assert moved == 6
+    model.save_pretrained(tmp_path / "y")
+    plan = isthmus.plan(
+        recipe(
+            f"models: [{{model: {tmp_path}/x}}, {{model: {tmp_path}/y}}]\nmerge_method: linear\n"
+            "parameters: {weight: 0.5}\nisthmus: {align: weight-matching}\n"
+        )
+    )
+    assert f"first   aligned to {tmp_path}/x by weight-matching and the symmetries of config.json" in str(
+        plan
+    )
+    plan.run(tmp_path / "out")
+    loaded = ViTForImageClassification.from_pretrained(tmp_path / "out")
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-6, atol=1e-7)

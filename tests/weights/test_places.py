@@ -117,7 +117,7 @@ def test_a_model_that_the_hub_has_not(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match="the hub does not give it") as caught:
         weights.open("org/name")
-    assert caught.value.where == ("404: no such repository",)
+    assert caught.value.where == ("OSError: 404: no such repository",)
 
 
 def test_the_hubs_cache_tells_the_hash_of_a_file(tmp_path: Path):

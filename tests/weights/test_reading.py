@@ -172,3 +172,9 @@ def test_a_pickle_is_mapped_and_so_takes_no_memory(tmp_path: Path):
     assert found["w"].sum() == 1, "what is changed in the file shows"
     found["v"][0] = 5
     assert weights.open(path)["v"][0] == 1, "what is changed in memory does not"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "org/" + "x" * 300, "a\0b"], ids=["long", "long name", "NUL"])
+def test_a_path_that_no_disk_can_have(name: str):
+    with pytest.raises(WeightsError):
+        weights.open(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from isthmus import features
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
-from isthmus.align.assignment import Evidence, inside
+from isthmus.align.assignment import inside
 from isthmus.align.balance import balance
+from isthmus.align.channels import agreements, evidence_of, solve
 from isthmus.align.full_groups import (
     FullMatching,
     Groups,
@@ -21,22 +22,17 @@ from isthmus.align.full_groups import (
     wide,
 )
 from isthmus.align.observe import Where, observations
-from isthmus.align.weight_matching import Matching
 from isthmus.errors import InputError
 from isthmus.maps import Permutation, Transport
 from isthmus.symmetry import (
     DENSE,
     Axis,
     Blocks,
-    Concat,
     Element,
     Gauge,
-    Interleaved,
     Leaf,
-    Space,
     SymmetryGraph,
     leaves,
-    positions,
     spaces_of,
 )
 from isthmus.symmetry.residual import residual_streams
@@ -47,7 +43,7 @@ Similarity = Literal["correlation", "moment"]
 @ALIGNMENTS.register(
     "activation-matching",
     needs=("data",),
-    claims=("function-kept", "planted-found", "batching-free"),
+    claims=("function-kept", "planted-found", "planted-exact", "batching-free"),
     source="Ainsworth et al., Git Re-Basin, arXiv:2209.04836, section 3.1; Li et al., arXiv:1511.07543",
 )
 def activation_matching(
@@ -131,10 +127,10 @@ def activation_matching(
             maps = {name: Permutation(order) for name, order in orders.items()}
             transports[index] = Transport(graph, maps, element.values)
         else:
-            orders = _solve(graph, values, matrices, models[reference], models[index])
+            orders = solve(graph, values, matrices, models[reference], models[index])
             transports[index] = permutations(graph, orders)
         costs += [
-            Cost(index, *row, f"mean {similarity}") for row in _agreements(graph, values, matrices, orders)
+            Cost(index, *row, f"mean {similarity}") for row in agreements(graph, values, matrices, orders)
         ]
         if dead:
             notes.append(f"model {index}: {dead} dead units (no variance), matched by their weights")
@@ -154,28 +150,6 @@ def activation_matching(
     return Alignment(
         "activation-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes)
     )
-
-
-def _solve(
-    graph: SymmetryGraph,
-    values: Mapping[str, Sequence[tuple[str, int]]],
-    matrices: Mapping[tuple[str, int], Tensor],
-    reference: Mapping[str, Tensor],
-    model: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """One assignment per space, outer spaces before what is inside them."""
-    known = graph.spaces
-    orders = identity_orders(graph)
-    weights = Matching(graph, reference, model, seed=0)
-    for name in sorted(known, key=lambda n: len(known[n].within)):
-        space = known[name]
-        if not values.get(name):
-            continue
-        evidence = _evidence(graph, space, values[name], matrices, orders)
-        _break_ties(evidence, weights.evidence(space, orders))
-        order, inner = evidence.solve()
-        orders |= {name: order, **inner}
-    return orders
 
 
 def _solve_in_full(
@@ -200,7 +174,7 @@ def _solve_in_full(
         planes = [gauge for gauge in run.planes if gauge.within == (name,)]
         # Queries and keys are seen before their phases are known: pair by pair of heads, or not at all.
         plain = [p for p in values[name] if not any(_holds(graph.values[p[0]][p[1]], g.size) for g in planes)]
-        evidence = _evidence(graph, space, plain, matrices, orders)
+        evidence = evidence_of(graph, space, plain, matrices, orders)
         solutions = [
             (n, run.best(n, *_signed(run, n, values[n], pairs))) for n, pairs in evidence.inner.items()
         ]
@@ -268,136 +242,3 @@ def _signed(
     if not whole:
         return evidence, {}
     return torch.zeros_like(evidence), {(seen[0],): evidence}
-
-
-def _break_ties(evidence: Evidence, weights: Evidence) -> None:
-    """Where activations say nothing (dead units), let the weights decide."""
-    evidence.direct = evidence.direct + _hint(weights.direct, evidence.direct)
-    for name, similarity in evidence.inner.items():
-        if name in weights.inner:
-            evidence.inner[name] = similarity + _hint(weights.inner[name], similarity)
-
-
-def _hint(weights: Tensor, similarity: Tensor) -> Tensor:
-    """Similarities of weights, so small beside those of activations that they only decide ties."""
-    scale = 1e-9 * similarity.abs().max().item() / max(weights.abs().max().item(), 1e-30)
-    return scale * weights.to(similarity)
-
-
-def _agreements(
-    graph: SymmetryGraph,
-    values: Mapping[str, Sequence[tuple[str, int]]],
-    matrices: Mapping[tuple[str, int], Tensor],
-    orders: Mapping[str, Tensor],
-) -> Iterable[tuple[str, float, float]]:
-    """Per space: mean similarity of the units that are paired, under the identity and under the orders."""
-    for name, places in values.items():
-        before = after = 0.0
-        count = 0
-        for place in places:
-            term, matrix = graph.values[place[0]][place[1]], matrices[place]
-            touched = _touched(term, name)
-            columns = positions([term], 0, orders, graph.spaces).flatten()
-            paired = matrix[torch.arange(len(columns)), columns]
-            before += matrix.diagonal()[touched].sum().item()
-            after += paired[touched].sum().item()
-            count += int(touched.sum())
-        if count:
-            yield name, before / count, after / count
-
-
-def _touched(term: Axis, name: str) -> Tensor:
-    """Which positions of an axis carry a space."""
-    if isinstance(term, Leaf):
-        return torch.full((term.size,), term.space == name)
-    if isinstance(term, Concat):
-        return torch.cat([_touched(part, name) for part in term.parts])
-    if isinstance(term, Interleaved):
-        return _touched(term.concatenated, name)[torch.tensor(term.gathered).argsort()]
-    found = torch.zeros(1, dtype=torch.bool)
-    for item in term.factors:
-        found = (found[:, None] | _touched(item, name)).flatten()
-    return found
-
-
-def _evidence(
-    graph: SymmetryGraph,
-    space: Space,
-    places: Sequence[tuple[str, int]],
-    matrices: Mapping[tuple[str, int], Tensor],
-    orders: Mapping[str, Tensor],
-) -> Evidence:
-    known = graph.spaces
-    within = inside(space, known)
-    sizes = [known[outer].size for outer in space.within]
-    direct = torch.zeros(*sizes, space.size, space.size, dtype=torch.float64)
-    inner: dict[str, Tensor] = {}
-    for value, axis in places:
-        term = graph.values[value][axis]
-        held = {n: o for n, o in orders.items() if n != space.name and n not in within}
-        # The model's columns are in the reference's order of everything that is settled.
-        columns = positions([term], 0, held, known).flatten()
-        matrix = matrices[(value, axis)].double()[:, columns]
-        for name in within:
-            # (outer, inside, outer', inside') -> every pair of outer units. Where another space is inside
-            # too, its order is not known yet and would blur what is seen of this one.
-            for block in _diagonal(matrix, term, [space.name, name], without={*within} - {name}):
-                pairs = block.permute(0, 2, 1, 3)
-                inner[name] = inner[name] + pairs if name in inner else pairs
-        for block in _diagonal(matrix, term, [*space.within, space.name], without={*within}):
-            direct += _per_outer(block, len(space.within))
-    return Evidence(direct, inner)
-
-
-def _per_outer(block: Tensor, count: int) -> Tensor:
-    """(*outer, units, *outer', units') -> (*outer, units, units'), the diagonal over the outer ones."""
-    rank = block.ndim // 2
-    letters = "abcdefgh"[:count]
-    rows, columns = letters + "x", letters + "y"
-    assert len(rows) == rank
-    return torch.einsum(f"{rows}{columns}->{letters}xy", block)
-
-
-def _diagonal(
-    matrix: Tensor, term: Axis, wanted: Sequence[str], without: Collection[str] = ()
-) -> list[Tensor]:
-    """Blocks (*wanted, *wanted) of a similarity between positions of an axis, summed over the rest.
-
-    Products that carry a space of `without` give none.
-    """
-    if isinstance(term, Concat):
-        found: list[Tensor] = []
-        start = 0
-        for part in term.parts:
-            if set(wanted) <= spaces_of(part):
-                piece = matrix[start : start + part.size, start : start + part.size]
-                found += _diagonal(piece, part, wanted, without)
-            start += part.size
-        return found
-    if isinstance(term, Interleaved):
-        gathered = torch.tensor(term.gathered)
-        return _diagonal(matrix[gathered][:, gathered], term.concatenated, wanted, without)
-    factors = term.factors if isinstance(term, Blocks) else (term,)
-    if any(not isinstance(f, Leaf) for f in factors):
-        # A sum inside a product: open it part by part.
-        index = next(i for i, f in enumerate(factors) if isinstance(f, Concat))
-        concat = factors[index]
-        assert isinstance(concat, Concat)
-        found, start = [], 0
-        sizes = [f.size for f in factors]
-        opened = matrix.view(*sizes, *sizes)
-        for part in concat.parts:
-            piece = opened.narrow(index, start, part.size).narrow(len(sizes) + index, start, part.size)
-            whole = Blocks((*factors[:index], part, *factors[index + 1 :]))
-            start += part.size
-            if set(wanted) <= spaces_of(whole):
-                found += _diagonal(piece.reshape(whole.size, whole.size), whole, wanted, without)
-        return found
-    names = [f.space if isinstance(f, Leaf) else None for f in factors]
-    if any(names.count(w) != 1 for w in wanted) or not set(without).isdisjoint(names):
-        return []
-    rows = "abcdefgh"[: len(factors)]
-    columns = "".join(rows[i].upper() if names[i] in wanted else rows[i] for i in range(len(factors)))
-    out = "".join(rows[names.index(w)] for w in wanted)
-    sizes = [f.size for f in factors]
-    return [torch.einsum(f"{rows}{columns}->{out}{out.upper()}", matrix.reshape(*sizes, *sizes))]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from isthmus import weights as files
-from isthmus.errors import InputError
-from isthmus.maps import Permutation, Transport
+from isthmus.errors import InputError, MismatchError
+from isthmus.maps import Membership, Permutation, Transport, weighted
 from isthmus.registry import Registry
 from isthmus.symmetry import SymmetryGraph
 
@@ -60,15 +60,45 @@ class Alignment:
     notes: tuple[str, ...] = ()
     status: str = "converged"
 
-    def apply(self, models: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    @property
+    def keeps_functions(self) -> bool:
+        """Whether each moved model computes what it did, so that any rule may combine them."""
+        return all(m.keeps_function for t in self.transports for m in t.maps.values())
+
+    @property
+    def through(self) -> bool:
+        """Whether the moved models mean something only as terms of a weighted sum (groups of units)."""
+        return any(isinstance(m, Membership) for t in self.transports for m in t.maps.values())
+
+    def weighted(self, weights: Sequence[float] | None = None) -> tuple[Transport, ...]:
+        """The transports with the models' weights in the rows of their maps; see `isthmus.maps.weighted`.
+
+        Args:
+            weights: one per model, with sum 1; uniform where not given.
+        """
+        if not self.through:
+            return self.transports
+        count = len(self.transports)
+        shares = [1 / count] * count if weights is None else list(weights)
+        maps = [dict(transport.maps) for transport in self.transports]
+        for name in {n for own in maps for n, m in own.items() if isinstance(m, Membership)}:
+            for own, item in zip(maps, weighted([m[name] for m in maps], shares), strict=True):
+                own[name] = item
+        return tuple(replace(t, maps=own) for t, own in zip(self.transports, maps, strict=True))
+
+    def apply(
+        self, models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
+    ) -> list[dict[str, Tensor]]:
         """Move each model by its transport.
 
         Args:
             models: their state dicts, in the order they were aligned in.
+            weights: what the moved models will be averaged with, one each, with sum 1; uniform where not given. It
+                matters where units are grouped (`through`): their weighted average is then the merged model.
         """
         if len(models) != len(self.transports):
             raise InputError(f"{len(models)} models for an alignment of {len(self.transports)}")
-        return [t.apply(weights) for t, weights in zip(self.transports, models, strict=True)]
+        return [t.apply(own) for t, own in zip(self.weighted(weights), models, strict=True)]
 
     def save(self, folder: str | Path) -> None:
         """Write `alignment.json`, and the maps of each model that moves as `maps-{i}.safetensors`."""
@@ -93,20 +123,22 @@ class Alignment:
             file.write(json.dumps(described, indent=2).encode())
 
     @staticmethod
-    def load(folder: str | Path, graph: SymmetryGraph) -> Alignment:
-        """Read an alignment back, for a graph of the same model."""
+    def load(folder: str | Path, graph: SymmetryGraph | Sequence[SymmetryGraph]) -> Alignment:
+        """Read an alignment back, for a graph of the same model (of each model, where their widths differ)."""
         folder = Path(folder)
         described = json.loads((folder / "alignment.json").read_text())
+        count, reference = described["models"], described["reference"]
+        graphs = [graph] * count if isinstance(graph, SymmetryGraph) else list(graph)
         return Alignment(
             described["method"],
-            graph,
+            graphs[reference],
             tuple(
-                Transport.load(folder / f"maps-{i}.safetensors", graph)
+                Transport.load(folder / f"maps-{i}.safetensors", own)
                 if i in described["moved"]
-                else Transport(graph, {})
-                for i in range(described["models"])
+                else Transport(own, {})
+                for i, own in enumerate(graphs)
             ),
-            described["reference"],
+            reference,
             tuple(Cost(**cost) for cost in described["costs"]),
             described["settings"],
             tuple(described["notes"]),
@@ -130,39 +162,47 @@ ALIGNMENTS: Registry[Aligner] = Registry("alignment", package="isthmus.align")
 
 
 def align(
-    graph: SymmetryGraph,
+    graph: SymmetryGraph | Sequence[SymmetryGraph],
     models: Sequence[Mapping[str, Tensor] | nn.Module],
     by: str | Mapping[str, object] = "activation-matching",
     *,
     data: Iterable[object] | None = None,
-    reference: int = 0,
+    reference: int | str = 0,
+    score: Callable[[Mapping[str, Tensor]], float] | None = None,
     **options: object,
 ) -> Alignment:
     """Choose a map for every space of every model.
 
     Args:
-        graph: the symmetries of the models' architecture.
+        graph: the symmetries of the models' architecture; one per model where their widths differ, which `transport`,
+            `zipit` and `matched-averaging` take. The result has the widths of the reference.
         models: modules or their state dicts.
-        by: a method's name, or `{"method": name, option: value, ...}`.
+        by: a method's name, or `{"method": name, option: value, ...}`, which may say `reference` and `score` too.
         data: calibration data, for methods that need it.
-        reference: index of the model that stays.
+        reference: index of the model that stays, or how it is chosen: "first"; "best", by `score`; "medoid", which the
+            others agree with most once they are aligned to it; "universe": none stays, every model is aligned to the
+            mean of the others in turn (MergeMany), and all are then turned so that the first one's map is the identity.
+        score: a function of weights, higher is better, for "best"; made by `isthmus.score` on validation data.
         options: of the method; see its docstring.
 
     Raises:
         InputError: no such method or option, or data is missing.
     """
     if isinstance(by, Mapping):
-        options = {**{k: v for k, v in by.items() if k != "method"}, **options}
-        by = str(by.get("method", ""))
+        said = dict(by)
+        by = str(said.pop("method", ""))
+        reference, score = said.pop("reference", reference), said.pop("score", score)  # type: ignore[assignment]
+        options = {**said, **options}
     method = ALIGNMENTS.get(by)
-    if not 0 <= reference < len(models):
+    if isinstance(reference, int) and not 0 <= reference < len(models):
         raise InputError(f"reference model {reference} of {len(models)}", hint="models are counted from 0")
     if "data" in method.needs and data is None:
         raise InputError(f"{by} needs calibration data", hint="pass data=, an iterable of inputs")
+    parameters = inspect.signature(method.function).parameters
     known = [
         n
-        for n, p in inspect.signature(method.function).parameters.items()
-        if p.kind is p.KEYWORD_ONLY and n not in ("data", "reference")
+        for n, p in parameters.items()
+        if p.kind is p.KEYWORD_ONLY and n not in ("data", "reference", "graphs")
     ]
     unknown = [name for name in options if name not in known]
     if unknown:
@@ -170,12 +210,60 @@ def align(
             f"{by} has no option {', '.join(map(repr, unknown))}",
             hint=f"it takes {', '.join(known) or 'none'}",
         )
-    given = {"data": data} if "data" in method.needs else {}
+    given: dict[str, object] = {"data": data} if "data" in parameters and data is not None else {}
     states = [m.state_dict() if isinstance(m, nn.Module) else m for m in models]
+    graphs = [graph] * len(states) if isinstance(graph, SymmetryGraph) else list(graph)
+    if not isinstance(graph, SymmetryGraph):
+        given["graphs"] = graphs
+        check_graphs(by, method.function, graphs, states)
     for index, state in enumerate(states):
-        files.check_same(states[0], state, ("models[0]", f"models[{index}]"))
+        if "graphs" not in given:
+            files.check_same(states[0], state, ("models[0]", f"models[{index}]"))
         files.check_finite(state, f"models[{index}]")
-    return method.function(graph, states, reference=reference, **given, **options)
+
+    def run(chosen: Sequence[Mapping[str, Tensor]], stays: int) -> Alignment:
+        return method.function(graphs[stays], chosen, reference=stays, **given, **options)
+
+    if isinstance(reference, int):
+        return run(states, reference)
+    from isthmus.align.references import by_reference  # it makes alignments of alignments
+
+    if reference == "universe" and "graphs" in given:
+        raise InputError("models of several widths have no mean", hint="choose a model as the reference")
+    return by_reference(reference, run, states, score)
+
+
+def check_graphs(
+    by: str,
+    function: Aligner,
+    graphs: Sequence[SymmetryGraph],
+    models: Sequence[Mapping[str, Tensor]],
+) -> None:
+    """Refuse graphs that are not of one structure, or a method that cannot take models of several widths.
+
+    Raises:
+        InputError: the method takes one graph only, or there is not one graph per model.
+        MismatchError: the graphs do not have the same spaces and keys; all differences are listed.
+    """
+    if len(graphs) != len(models):
+        raise InputError(
+            f"{len(graphs)} graphs for {len(models)} models", hint="one graph each, or one for all"
+        )
+    if "graphs" not in inspect.signature(function).parameters:
+        able = [
+            row.name for row in ALIGNMENTS.rows() if "graphs" in inspect.signature(row.function).parameters
+        ]
+        raise InputError(f"{by} takes models of equal widths", hint=f"of other widths: {', '.join(able)}")
+    problems: list[str] = []
+    for index, other in enumerate(graphs[1:], start=1):
+        for what, ours, theirs in (
+            ("space", graphs[0].spaces, other.spaces),
+            ("weight", graphs[0].layout, other.layout),
+        ):
+            problems += [f"{what} {name}: in models[0] only" for name in ours if name not in theirs]
+            problems += [f"{what} {name}: in models[{index}] only" for name in theirs if name not in ours]
+    if problems:
+        raise MismatchError("the models are not of one structure", problems)
 
 
 def permutations(graph: SymmetryGraph, orders: Mapping[str, Tensor]) -> Transport:

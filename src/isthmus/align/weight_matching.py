@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +12,14 @@ from torch import Tensor
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
 from isthmus.align.assignment import Evidence, Solver, best
 from isthmus.align.full_groups import Groups, Residual, check_choices, match
+from isthmus.align.references import starting_at
 from isthmus.align.similarity import Similarity, Sums
 from isthmus.align.votes import Votes
 from isthmus.align.workers import Workers, workers
 from isthmus.errors import InputError
 from isthmus.maps import Permutation, Transport
 from isthmus.progress import task
-from isthmus.symmetry import Space, SymmetryGraph
+from isthmus.symmetry import Element, Space, SymmetryGraph
 from isthmus.symmetry.residual import residual_streams
 
 #: The smallest gain that counts, beside the norms of the weights that move: far above the rounding of float64.
@@ -29,7 +32,7 @@ TOGETHER = 2**30
 @ALIGNMENTS.register(
     "weight-matching",
     needs=(),
-    claims=("function-kept", "planted-found", "seeded"),
+    claims=("function-kept", "planted-found", "planted-exact", "seeded"),
     source="Ainsworth et al., Git Re-Basin, arXiv:2209.04836, section 3.2",
 )
 def weight_matching(
@@ -44,6 +47,7 @@ def weight_matching(
     threads: int | None = None,
     groups: Groups = "permutation",
     residual: Residual = "match",
+    start: Alignment | str | Path | None = None,
 ) -> Alignment:
     """Match units by their weights: coordinate ascent of the inner product of all parameters.
 
@@ -75,6 +79,8 @@ def weight_matching(
             `isthmus.align.full_groups`), in float64.
         residual: "identity" leaves residual streams as they are: moving them ties them to the embeddings, which
             often costs more than it gains.
+        start: where to begin: an alignment of these models that was made before, or the folder it was saved to; None
+            for the order that the models have.
 
     Source: Git Re-Basin, algorithm 1; we differ in leaving running statistics out (as the
         paper does and some ports do not), and in matching two levels at once.
@@ -87,30 +93,34 @@ def weight_matching(
     settings: dict[str, object] = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}
     settings |= {"groups": groups, "residual": residual}
     held = residual_streams(graph) if residual == "identity" else ()
+    starts = starting_at(start, graph, len(models), reference)
+    if start is not None:
+        settings["start"] = f"an alignment by {start.method}" if isinstance(start, Alignment) else str(start)
     if groups == "full":
-        return _in_full_groups(graph, models, reference, held, settings)
+        return _in_full_groups(graph, models, reference, held, settings, starts)
     moving = graph.frozen(dict.fromkeys(held, "residual: identity")) if held else graph
     transports, costs, notes = [], [], []
-    status = "converged"
+    late = 0
     for index, weights in enumerate(models):
         if index == reference:
             transports.append(permutations(graph, {}))
             continue
+        begun = starts[index]
+        options: dict[str, Any] = {"memory": memory, "threads": threads}
+        options["start"] = None if begun is None else {n: o for n, o in begun.orders.items() if n not in held}
         runs = [
-            Matching(moving, models[reference], weights, seed + restart, memory=memory, threads=threads).run(
-                max_sweeps
-            )
+            Matching(moving, models[reference], weights, seed + restart, **options).run(max_sweeps)
             for restart in range(restarts)
         ]
         chosen = max(runs, key=lambda run: run.objective)
-        if not chosen.converged:
-            status = f"stopped after {max_sweeps} sweeps"
+        late += not chosen.converged
         notes.append(
             f"model {index}: {chosen.sweeps} sweeps, objective {chosen.start:.6g} -> {chosen.objective:.6g}"
         )
         transports.append(permutations(graph, chosen.orders))
         costs += [Cost(index, *row, "mean cosine") for row in chosen.costs()]
     settings |= {"memory": memory}
+    status = _status(late, max_sweeps, notes)
     return Alignment(
         "weight-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes), status
     )
@@ -122,30 +132,47 @@ def _in_full_groups(
     reference: int,
     held: Collection[str],
     settings: Mapping[str, object],
+    starts: Sequence[Element | None],
 ) -> Alignment:
     """Weight matching with signs, rotations and rotary planes, of balanced models."""
-    transports, costs, notes, status = [], [], [], "converged"
+    transports, costs, notes, late = [], [], [], 0
     seed, restarts, max_sweeps = (int(str(settings[name])) for name in ("seed", "restarts", "max_sweeps"))
     for index, weights in enumerate(models):
         if index == reference:
             transports.append(Transport(graph, {}))
             continue
         runs = [
-            match(graph, models[reference], weights, held=held, seed=seed + restart, max_sweeps=max_sweeps)
+            match(
+                graph,
+                models[reference],
+                weights,
+                held=held,
+                seed=seed + restart,
+                max_sweeps=max_sweeps,
+                start=starts[index],
+            )
             for restart in range(restarts)
         ]
         element, chosen = max(runs, key=lambda run: run[1].objective)
-        if not chosen.converged:
-            status = f"stopped after {max_sweeps} sweeps"
+        late += not chosen.converged
         notes.append(
             f"model {index}: {chosen.sweeps} sweeps, objective {chosen.start:.6g} -> {chosen.objective:.6g}"
         )
         maps = {name: Permutation(order) for name, order in element.orders.items()}
         transports.append(Transport(graph, maps, element.values))
         costs += [Cost(index, *row, "mean cosine of balanced weights") for row in chosen.costs()]
+    status = _status(late, max_sweeps, notes)
     return Alignment(
         "weight-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes), status
     )
+
+
+def _status(late: int, max_sweeps: int, notes: list[str]) -> str:
+    """Whether all models came to an end; how many did not is noted."""
+    if not late:
+        return "converged"
+    notes.append(f"{late} models did not converge in {max_sweeps} sweeps")
+    return f"stopped after {max_sweeps} sweeps"
 
 
 class Matching:
@@ -159,6 +186,7 @@ class Matching:
         memory: GiB of evidence kept from sweep to sweep.
         threads: how many to use.
         solve: chooses the orders of a space, and of what is inside it, from the evidence.
+        start: the orders to begin with; None for those that the model has.
     """
 
     def __init__(
@@ -171,12 +199,13 @@ class Matching:
         memory: float = 1.0,
         threads: int | None = None,
         solve: Solver = best,
+        start: Mapping[str, Tensor] | None = None,
     ):
         self.graph, self.known = graph, graph.spaces
         self.votes = Votes(graph, reference, model)
         self.similarity = Similarity(self.votes, memory * 2**30)
         self.threads, self.solve = threads, solve
-        self.orders = identity_orders(graph)
+        self.orders = identity_orders(graph) | {n: o for n, o in (start or {}).items() if n in self.known}
         self.generator = torch.Generator().manual_seed(seed)
         self.start = self.objective = float("nan")
         self.sweeps = self.solved = 0
@@ -191,7 +220,7 @@ class Matching:
         with workers(self.threads) as pool:
             dots = pool.map(self.votes.dots, self.votes.keys)
             self._dots = dict(zip(self.votes.keys, dots, strict=True))
-            self.start = self.objective = sum(dot[0] for dot in dots)
+            self.start = self.objective = sum(dot[0] for dot in dots)  # of the model as it came
             while not self.converged and self.sweeps < max_sweeps:
                 self.sweeps += 1
                 self.converged = not self._sweep(pool, f"{label}, sweep {self.sweeps}")
@@ -293,9 +322,27 @@ class Matching:
 
     def costs(self) -> Iterable[tuple[str, float, float]]:
         """Per space: cosine of its writers' weights, before and after."""
-        for name, space in self.known.items():
-            keys = {m.key for m in space.members if m.role == "writes" and m.key in self._dots}
-            if keys:
-                before, ours, theirs = (sum(self._dots[key][i] for key in keys) for i in range(3))
-                scale = max((ours * theirs) ** 0.5, 1e-30)
-                yield name, before / scale, sum(self._after[key] for key in keys) / scale
+        return _cosines(self.graph, self._dots, self._after)
+
+
+def cosines(
+    graph: SymmetryGraph,
+    reference: Mapping[str, Tensor],
+    model: Mapping[str, Tensor],
+    orders: Mapping[str, Tensor],
+) -> Iterator[tuple[str, float, float]]:
+    """Per space: cosine of its writers' weights in two models, before one of them is reordered and after."""
+    votes = Votes(graph, reference, model)
+    dots = {key: votes.dots(key) for key in votes.keys}
+    return _cosines(graph, dots, {key: votes.dots(key, orders)[0] for key in votes.keys})
+
+
+def _cosines(
+    graph: SymmetryGraph, dots: Mapping[str, tuple[float, float, float]], after: Mapping[str, float]
+) -> Iterator[tuple[str, float, float]]:
+    for name, space in graph.spaces.items():
+        keys = {m.key for m in space.members if m.role == "writes" and m.key in dots}
+        if keys:
+            before, ours, theirs = (sum(dots[key][i] for key in keys) for i in range(3))
+            scale = max((ours * theirs) ** 0.5, 1e-30)
+            yield name, before / scale, sum(after[key] for key in keys) / scale

@@ -9,7 +9,20 @@ import sys
 
 import typer
 
-from isthmus.cli import compare, demo, diff, inspect, lineage, merge, methods, plan, symmetry
+from isthmus.cli import (
+    compare,
+    demo,
+    diff,
+    inspect,
+    lineage,
+    merge,
+    methods,
+    plan,
+    soup,
+    statistics,
+    sweep,
+    symmetry,
+)
 from isthmus.errors import IsthmusError
 
 app = typer.Typer(
@@ -20,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, symmetry, plan, merge, compare, inspect, diff, lineage, methods):
+for verb in (demo, symmetry, plan, statistics, merge, soup, sweep, compare, inspect, diff, lineage, methods):
     verb.register(app)
 
 

@@ -51,11 +51,12 @@ def compare(
     from isthmus import progress
     from isthmus.comparing import command_line
     from isthmus.comparing import compare as compare_models
+    from isthmus.program.named import separate
 
     progress.enable()
     if out is not None:
         output.ready(out)
-    paths, arguments = inputs.separate(checkpoints)
+    paths, arguments = separate(checkpoints)
     model = inputs.build(arch, arguments)
     states = [inputs.checkpoint(path, model) for path in paths]
     images = inputs.dataset(data, validation, seed)

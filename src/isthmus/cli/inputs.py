@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError
@@ -19,64 +14,30 @@ if TYPE_CHECKING:
     from isthmus.zoo import Dataset, Loader
 
 ARCH = "The architecture, as package.module:factory (or torchvision:NAME); key=value arguments go to it."
+MODEL = (
+    "torchvision:NAME, timm:NAME, hf:PATH (a folder or hub name with a config.json), "
+    "package.module:factory, or a graph that was saved (.json)."
+)
 DATA = "Data: digits, cifar10:FOLDER, fashion-mnist:FOLDER, npz:FILE, or a path to one of these."
-
-
-def separate(items: Sequence[str]) -> tuple[list[str], dict[str, object]]:
-    """Tell files from key=value arguments of the architecture.
-
-    Values are read as JSON where they are JSON (16, true, [1, 2]) and as text otherwise (bn).
-    """
-    paths: list[str] = []
-    arguments: dict[str, object] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if equals and key.isidentifier() and not Path(item).exists():
-            try:
-                arguments[key] = json.loads(value)
-            except json.JSONDecodeError:
-                arguments[key] = value
-        else:
-            paths.append(item)
-    return paths, arguments
 
 
 def build(arch: str | None, arguments: dict[str, object]) -> nn.Module:
     """Make the architecture that `--arch` names.
 
     Raises:
-        InputError: no such module or factory, or arguments it does not take.
+        InputError: none is named, no such module or factory, or arguments it does not take.
     """
     if arch is None:
         raise InputError(
             "which architecture the checkpoints are of is not known",
             hint="--arch package.module:factory, for example --arch isthmus.zoo:vgg16 base=16",
         )
-    module_name, colon, name = arch.partition(":")
-    if not colon or not name:
-        raise InputError(f"--arch {arch}: a factory is missing", hint="write it as package.module:factory")
-    # A factory in a file of the current folder is found as python would find it.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(
-            "torchvision.models" if module_name == "torchvision" else module_name
-        )
-    except (ImportError, RuntimeError) as error:
-        # RuntimeError: what a torchvision built for another torch says.
-        raise InputError(f"--arch {arch}: {module_name} cannot be imported", [str(error)]) from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise InputError(f"--arch {arch}: {module_name} has no factory {name!r}")
-    try:
-        model = factory(**arguments)
-    except TypeError as error:
-        raise InputError(f"--arch {arch}: {error}") from error
-    from torch import nn
+    from isthmus.program import named
 
-    if not isinstance(model, nn.Module):
-        raise InputError(f"--arch {arch} made a {type(model).__name__}, not a torch module")
-    return model.eval()
+    try:
+        return named.build(arch, arguments)
+    except InputError as error:
+        raise InputError(f"--arch {error.what}", error.where, error.hint) from error
 
 
 def checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
@@ -86,7 +47,7 @@ def checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
         MismatchError: keys or shapes disagree; all of them are listed.
     """
     from isthmus import weights
-    from isthmus.merging import completed
+    from isthmus.program.module import completed
 
     state = model.state_dict()
     found = completed(weights.load(path), model)

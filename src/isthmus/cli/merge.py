@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli import inputs, output
+from isthmus.cli import inputs, output, scoring
 
 if TYPE_CHECKING:
     from isthmus.recipe import Plan
@@ -40,8 +40,27 @@ def merge(
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
     align: Annotated[str | None, typer.Option(help="How to bring the models together first.")] = None,
     method: Annotated[str, typer.Option(help="How aligned tensors are combined.")] = "average",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method, NAME=VALUE (density=.3); repeat it.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="What the models were trained from, for methods that need it.")
+    ] = None,
     weights: Annotated[
         list[float] | None, typer.Option(help="Weight of each model, in order; repeat the option.")
+    ] = None,
+    statistics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What `isthmus statistics` wrote of each model, in order; repeat the option. Without, fisher and "
+            "reg-mean gather from --data."
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights to take from the reference, unmerged, by name with * and ?; repeat the option."
+        ),
     ] = None,
     repair: Annotated[str | None, typer.Option(help="How activations get their statistics back.")] = None,
     preserve_first: Annotated[int, typer.Option(help="Keep every model's first layers.")] = 0,
@@ -87,15 +106,17 @@ def merge(
     from isthmus import measure, progress
     from isthmus import merge as merge_models
     from isthmus.errors import InputError
+    from isthmus.program.named import separate
 
     progress.enable()
-    paths, arguments = inputs.separate(checkpoints)
+    paths, arguments = separate(checkpoints)
     if out.suffix != ".safetensors":
         raise InputError(
             f"--out {out}: merged weights are written as safetensors", hint=f"{out.stem}.safetensors"
         )
     if data is not None and arch is None:
         raise InputError("--data needs --arch", hint="data is run through the architecture")
+    options = scoring.options(option or [], merge_models)
     model = inputs.build(arch, arguments) if arch else None
     states = [inputs.checkpoint(p, model) for p in paths] if model else paths
     splits = (
@@ -108,7 +129,10 @@ def merge(
         model=model,
         align=align,
         method=method,
+        base=None if base is None else inputs.checkpoint(base, model) if model else base,
         weights=weights,
+        statistics=statistics or None,
+        skip=tuple(skip or ()),
         repair=repair,
         data=splits.calibration if splits else None,
         preserve_first=preserve_first,
@@ -117,6 +141,7 @@ def merge(
         variant=inputs.variant(variant),
         reference=reference,
         seed=seed,
+        **options,
     )
     scores: dict[str, float] = {}
     if splits is not None and merged.model is not None and model is not None:

@@ -32,7 +32,7 @@ def show(results: Results, as_json: bool) -> None:
     console.print(results.verdict, highlight=False)
 
 
-def ready(folder: Path) -> None:
+def ready(folder: Path, option: str = "--out") -> None:
     """Make sure, before any work, that results can be written and rendered.
 
     Raises:
@@ -49,9 +49,9 @@ def ready(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder}: {error.strerror or error}") from error
+        raise InputError(f"{option} {folder}: {error.strerror or error}") from error
     if not os.access(folder, os.W_OK):
-        raise InputError(f"--out {folder}: the folder cannot be written")
+        raise InputError(f"{option} {folder}: the folder cannot be written")
 
 
 def write(comparison: Comparison, folder: Path) -> None:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli import inputs, named, output
+from isthmus.cli import inputs, output
 from isthmus.errors import ExportError, InputError, VerificationError
 from isthmus.progress import PATIENCE
 
 if TYPE_CHECKING:
+    from isthmus.program import named
     from isthmus.symmetry import SymmetryGraph, Verification
 
 #: Above this many parameters a model is traced on the meta device: float64 copies to check it would not fit.
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
 def symmetry(
     model: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL [KEY=VALUE]...", help=f"{named.MODEL} Arguments go to its factory."),
+        typer.Argument(metavar="MODEL [KEY=VALUE]...", help=f"{inputs.MODEL} Arguments go to its factory."),
     ] = None,
     arch: Annotated[str | None, typer.Option(help="Another way to give MODEL.")] = None,
     shape: Annotated[
@@ -69,14 +70,15 @@ def symmetry(
 ) -> None:
     """List the spaces of a model: index sets that may be reordered without changing its function."""
     from isthmus import progress
+    from isthmus.program import named
 
     progress.enable()
-    paths, given = inputs.separate(model or [])
+    paths, given = named.separate(model or [])
     names = [*paths, *([arch] if arch else [])]
     if len(names) != 1:
         raise InputError(
             f"one model is needed, not {len(names)}: {', '.join(names)}" if names else "no model is named",
-            hint=f"MODEL is {named.MODEL}",
+            hint=f"MODEL is {inputs.MODEL}",
         )
     if save is not None and save.suffix != ".json":
         raise InputError(f"--save {save}: a graph is written as JSON", hint=f"{save.stem}.json")

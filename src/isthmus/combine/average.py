@@ -27,6 +27,7 @@ class Linear(BlockRule):
     """
 
     complex = True
+    shows = True
 
     def __init__(self, weights: Sequence[float], base: float = 0.0, accumulate: Accumulate = "auto"):
         self._weights = tuple(weights)

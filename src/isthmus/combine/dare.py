@@ -16,7 +16,7 @@ from isthmus.combine.task_vectors import (
     refuse,
     wrong_choice,
 )
-from isthmus.combine.trimming import AtRandom, unit_interval
+from isthmus.combine.trimming import HELD, AtRandom, unit_interval
 
 #: What makes up for what was dropped: dividing by the density, by the part of the magnitudes that is left, or
 #: nothing.
@@ -76,7 +76,7 @@ def dare_linear(
         >>> import torch, isthmus
         >>> base, model = {"w": torch.zeros(8)}, {"w": torch.ones(8)}
         >>> isthmus.combine([model], "dare-linear", base=base, seed=1, options={"density": 0.5})
-        {'w': tensor([2., 2., 2., 0., 0., 2., 2., 0.])}
+        {'w': tensor([0., 2., 2., 0., 0., 2., 2., 0.])}
     """
     how = chosen("dare-linear", convention, _LINEAR, {"rescale": rescale, "divide": divide})
     trims = _trims("dare-linear", density, how["rescale"], how["divide"], len(weights))
@@ -154,4 +154,4 @@ def _trims(
             *wrong_choice("divide", divide, ("weights", "count", "none")),
         ],
     )
-    return [AtRandom(d, stream, rescale == "density") for stream, d in enumerate(densities)]
+    return [AtRandom(d, stream, rescale == "density", HELD // count) for stream, d in enumerate(densities)]

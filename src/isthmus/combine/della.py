@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from isthmus.combine.blocks import BlockRule, per_model
+from isthmus.combine.by_rank import AtRandomByRank
 from isthmus.combine.rules import rule
 from isthmus.combine.task_vectors import (
     Convention,
@@ -16,7 +17,7 @@ from isthmus.combine.task_vectors import (
     refuse,
     wrong_choice,
 )
-from isthmus.combine.trimming import AtRandomByRank, unit_interval
+from isthmus.combine.trimming import HELD, unit_interval
 
 #: What makes up for what was dropped: dividing each element by its own probability to be kept, all by the part
 #: of the magnitudes that is left, or nothing.
@@ -49,7 +50,9 @@ def della(
     """Task vectors with elements dropped at random, small ones more often; the mean with the elected sign.
 
     In each row the element of smallest magnitude is kept with probability density - epsilon, the largest with
-    density + epsilon, and those between in equal steps by rank.
+    density + epsilon, and those between in equal steps by rank; of equal ones the earlier ranks lower. What is
+    drawn is another element of the row to compare with, which has the same probabilities and needs no ranks; they
+    are found only to divide by (rescale="probability"), which takes several times as long.
 
     Args:
         weights: one per model, of any size; one each where not given.
@@ -78,8 +81,8 @@ def della(
         >>> import torch, isthmus
         >>> base, model = {"w": torch.zeros(1, 6)}, {"w": torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])}
         >>> options = {"density": 0.5, "epsilon": 0.25, "rescale": "none"}
-        >>> isthmus.combine([model], "della", base=base, seed=3, options=options)
-        {'w': tensor([[0., 0., 3., 0., 5., 6.]])}
+        >>> isthmus.combine([model], "della", base=base, seed=5, options=options)
+        {'w': tensor([[0., 2., 0., 4., 5., 6.]])}
     """
     how = chosen("della", convention, _CONVENTIONS, {"rescale": rescale})
     refuse(
@@ -157,6 +160,6 @@ def _trims(
         ],
     )
     return [
-        AtRandomByRank(d, e, stream, rescale == "probability")
+        AtRandomByRank(d, e, stream, rescale == "probability", HELD // count)
         for stream, (d, e) in enumerate(zip(densities, widths, strict=True))
     ]

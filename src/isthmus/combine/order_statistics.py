@@ -26,7 +26,11 @@ _RUN, _EVERY = 64, 33
 #: Tensors with fewer numbers are looked at whole: the time would go elsewhere.
 _SMALL = 1 << 14
 #: About as many numbers as a sample needs; more than four times as many are not kept.
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 17
+#: Values in a window that are counted one by one, if the sample has no others.
+_KNOWN = 6
+#: A block with more than one in so many numbers to gather is likely to have them several times.
+_MANY = 64
 
 Numbers = NDArray[np.floating]
 
@@ -58,7 +62,7 @@ class Tally:
 
     below: tuple[int, ...]
     values: Numbers
-    counts: NDArray[np.int64]
+    counts: NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Boundary:
 
 
 def thinned(values: Tensor, place: Place) -> Tensor:
-    """The part of a block that the first pass looks at; all of it where the tensor is small."""
+    """The part of a block that the first pass looks at, a view; all of it where the tensor is small."""
     flat = values.reshape(-1)
     whole = math.prod(place.shape)
     if whole < _SMALL:
@@ -92,7 +96,7 @@ def thinned(values: Tensor, place: Place) -> Tensor:
     runs = flat.numel() // stride
     if runs == 0:
         return flat[:_RUN]
-    return flat[: runs * stride].view(runs, stride)[:, :_RUN].reshape(-1)
+    return flat.as_strided((runs, _RUN), (stride, 1))
 
 
 class OrderStatistics:
@@ -146,27 +150,36 @@ class OrderStatistics:
         below: list[int] = []
         seen: dict[float, int] = {}
         gather = False
+
+        def count(compared: np.ufunc, bound: float, out: NDArray[np.bool_]) -> int:
+            return int(np.count_nonzero(compared(numbers, number(bound), out=out)))
+
         for window in self._windows:
-            np.greater_equal(numbers, number(window.low), out=mask)
-            below.append(len(numbers) - int(np.count_nonzero(mask)))
+            above = count(np.greater_equal, window.low, mask)
+            below.append(len(numbers) - above)
+            left = above - count(np.greater, window.high, other)
+            if window.low == window.high:
+                seen[window.low], left = left, 0
+            if not left:
+                continue
             mask &= np.less_equal(numbers, number(window.high), out=other)
-            left = int(np.count_nonzero(mask))
             for value in window.known:
-                seen[value] = int(np.count_nonzero(np.equal(numbers, number(value), out=other)))
+                seen[value] = count(np.equal, value, other)
                 left -= seen[value]
+                mask ^= other
             if left:
                 np.logical_or(inside, mask, out=inside) if gather else np.copyto(inside, mask)
                 gather = True
         found = np.compress(inside, numbers) if gather else numbers[:0]
-        if len(found) > len(numbers) // 4:
+        if len(found) > len(numbers) // _MANY:
             found, counts = np.unique(found, return_counts=True)
         else:
-            counts = np.ones(len(found), np.int64)
+            counts = np.broadcast_to(np.int32(1), found.shape)
         # Numbers that were counted one by one are not counted again among those gathered.
         fresh = ~np.isin(found, np.array([*seen], found.dtype)) if seen and gather else slice(None)
         values_ = np.concatenate([np.array([*seen], numbers.dtype), found[fresh]])
         return Tally(
-            tuple(below), values_, np.concatenate([np.array([*seen.values()], np.int64), counts[fresh]])
+            tuple(below), values_, np.concatenate([np.array([*seen.values()], np.int32), counts[fresh]])
         )
 
     def add(self, index: int, partial: object, place: Place) -> None:
@@ -179,7 +192,7 @@ class OrderStatistics:
             self.count += size
             self._sample.append((partial, size / len(partial)))
             if len(partial) == size:
-                here = Tally((0,), partial, np.ones(size, np.int64))
+                here = Tally((0,), partial, np.ones(size, np.int32))
                 self._tallies.append(((place.key, place.start), here))
             self._forget()
         elif index % 2:
@@ -234,7 +247,7 @@ class OrderStatistics:
             low = float(values[first]) if ends[0] > 0 else 0.0
             high = float(values[last]) if ends[1] < upto[-1] else float(np.finfo(values.dtype).max)
             known = np.unique(values[first : last + 1])
-            yield Window(low, high, tuple(known.tolist()) if len(known) <= 3 else ())
+            yield Window(low, high, tuple(known.tolist()) if len(known) <= _KNOWN else ())
 
     def _binned(self, rank: int) -> Window:
         """Where the number of a rank surely is, by the histogram of all numbers."""

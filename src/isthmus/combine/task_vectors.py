@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from isthmus.combine.blocks import (
     Place,
     Scope,
     arithmetic,
+    positive,
     scratch,
     task_vector,
     total,
@@ -35,6 +37,8 @@ Convention = Literal["paper", "mergekit", "peft", "fusion-bench"]
 Divide = Literal["weights", "count", "none"]
 
 T = TypeVar("T")
+
+_ONE = torch.ones(())
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class TaskVectors(BlockRule):
         scope: whether trimming and norms see one tensor or all of the model's.
     """
 
+    shows = True  # what is dropped is multiplied by zero, which makes NaN of what is not finite
+
     def __init__(
         self,
         weights: Sequence[float],
@@ -87,6 +93,7 @@ class TaskVectors(BlockRule):
         self._trimming = max((t.passes for t in trims), default=0)
         self.layout = trims[0].layout if trims else "elements"
         self.scope = scope
+        self.held = sum(t.held for t in trims) if norm else 0
         majority = election is not None and election.tie == "majority"
         self.passes = self._trimming + norm + majority
 
@@ -104,8 +111,8 @@ class TaskVectors(BlockRule):
                 self._norms(trim, task_vector(model, base, dtype, "vector"), block.place)
                 for trim, model in zip(self._trims, block.models, strict=True)
             ]
-        vote, _ = self._vote(self._kept(block, base, dtype))
-        return float(torch.sign(vote).sum(dtype=torch.float64))
+        vote = self._vote(self._kept(block, base, dtype)).numpy(force=True)
+        return int(np.count_nonzero(vote > 0)) - int(np.count_nonzero(vote < 0))
 
     def _looks(self, index: int, block: Block) -> list[object]:
         """What each model's trim wants to know in a pass."""
@@ -126,9 +133,8 @@ class TaskVectors(BlockRule):
         ]
 
     def _norms(self, trim: Trim, vector: Tensor, place: Place) -> tuple[float, float]:
-        before = total(torch.abs(vector, out=scratch("magnitude", vector, vector.dtype)))
-        kept = trim.apply(vector, place)
-        return before, total(torch.abs(kept, out=scratch("magnitude", kept, kept.dtype)))
+        size = vector.abs_()
+        return total(size), total(trim.preview(size, place))
 
     def reduce(self, index: int, partials: Iterable[object]) -> None:
         if index < self._trimming:
@@ -148,7 +154,7 @@ class TaskVectors(BlockRule):
             # A vector of (almost) nothing is left alone, as in mergekit.
             self._scales = [a / b if min(a, b) >= 1e-7 else 1.0 for a, b in sums]
         else:
-            self._even = -1.0 if sum(cast("Iterable[float]", partials)) < 0 else 1.0
+            self._even = -1.0 if sum(cast("Iterable[int]", partials)) < 0 else 1.0
 
     # Writing.
 
@@ -161,13 +167,13 @@ class TaskVectors(BlockRule):
         return merged.add_(base)
 
     def _kept(self, block: Block, base: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """The trimmed task vectors, scaled, not weighted."""
+        """The trimmed task vectors, scaled, and weighted where weights count in the vote."""
         found: list[Tensor] = []
+        votes = self._election is not None and self._election.weighted
         for index, (trim, model) in enumerate(zip(self._trims, block.models, strict=True)):
             kept = trim.apply(task_vector(model, base, dtype, f"vector {index}"), block.place)
-            if self._scales[index] != 1:
-                kept.mul_(self._scales[index])
-            found.append(kept)
+            factor = self._scales[index] * (self._weights[index] if votes else 1.0)
+            found.append(kept if factor == 1 else kept.mul_(factor))
         return found
 
     def _sum(self, kept: Sequence[Tensor]) -> Tensor:
@@ -180,15 +186,9 @@ class TaskVectors(BlockRule):
             summed.add_(vector, alpha=weight / whole)
         return summed
 
-    def _vote(self, kept: Sequence[Tensor]) -> tuple[Tensor, tuple[float, ...]]:
-        """What decides each sign; and the weights that are still to be applied to `kept`."""
+    def _vote(self, kept: Sequence[Tensor]) -> Tensor:
+        """What decides each sign."""
         assert self._election is not None
-        left = self._weights
-        if self._election.weighted:
-            for weight, vector in zip(self._weights, kept, strict=True):
-                if weight != 1:
-                    vector.mul_(weight)
-            left = (1.0,) * len(kept)
         vote = scratch("vote", kept[0], kept[0].dtype)
         if self._election.vote == "sum":
             if len(kept) == 1:
@@ -198,42 +198,50 @@ class TaskVectors(BlockRule):
             for vector in kept[2:]:
                 vote.add_(vector)
         else:
-            vote.zero_()
+            torch.sign(kept[0], out=vote)
             sign = scratch("sign", vote, vote.dtype)
-            for vector in kept:
+            for vector in kept[1:]:
                 vote.add_(torch.sign(vector, out=sign))
-        return vote, left
+        return vote
 
     def _agreed(self, kept: Sequence[Tensor]) -> Tensor:
-        vote, left = self._vote(kept)
-        dtype = vote.dtype
-        sign = scratch("sign", vote, dtype)
-        if self._even > 0:  # +1 where the vote is even
-            torch.ge(vote, 0, out=sign)
+        """Of each element, the sum or mean of those with the elected sign; the memory of `kept` is used up."""
+        assert self._election is not None
+        vote = self._vote(kept)
+        left = (1.0,) * len(kept) if self._election.weighted else self._weights
+        if self._even > 0:  # +1 where the vote is even: the zero of a sum is +0 unless all its terms are -0
+            sign = torch.copysign(_ONE.to(vote), vote, out=vote)
         else:
-            torch.gt(vote, 0, out=sign)
-        sign.mul_(2).sub_(1)
-        agrees, divided = vote, self._divide != "none"  # the vote's memory is free now
-        merged, parts = scratch("merged", vote, dtype), scratch("parts", vote, dtype)
+            sign = torch.gt(vote, 0, out=vote).mul_(2).sub_(1)
+        merged = kept[0]
+        parts = self._parts([vector.mul_(sign) for vector in kept])  # positive where they agree
         for index, vector in enumerate(kept):
-            torch.mul(vector, sign, out=agrees)
-            torch.gt(agrees, 0, out=agrees)
-            weight = self._weights[index] if self._divide == "weights" else 1.0
-            if index == 0:
-                torch.mul(vector, agrees, out=merged)
-                if left[0] != 1:
-                    merged.mul_(left[0])
-                if divided:
-                    torch.mul(agrees, weight, out=parts)
-            else:
-                merged.addcmul_(vector, agrees, value=left[index])
-                if divided:
-                    parts.add_(agrees, alpha=weight)
-        if divided:
-            # Where no model has a part, the sum is zero, whatever it is divided by.
-            parts.add_(torch.eq(parts, 0, out=agrees))
-            merged.div_(parts)
-        return merged
+            vector.clamp_(min=0)
+            if index:
+                merged.add_(vector, alpha=left[index])
+            elif left[0] != 1:
+                merged.mul_(left[0])
+        return (merged if parts is None else merged.div_(parts)).mul_(sign)
+
+    def _parts(self, along: Sequence[Tensor]) -> Tensor | None:
+        """What sums of the positive elements are divided by; one where there are none."""
+        if self._divide == "none":
+            return None
+        weights = self._weights if self._divide == "weights" else (1.0,) * len(along)
+        parts = scratch("parts", along[0], along[0].dtype)
+        if len(set(weights)) == 1 and len(along) < 256:  # counted in bytes: a quarter of the memory
+            count, agrees = (scratch(name, parts, torch.uint8) for name in ("count", "agrees"))
+            for index, vector in enumerate(along):
+                positive(vector, out=agrees if index else count)
+                if index:
+                    count.add_(agrees)
+            parts.copy_(count.clamp_(min=1))
+            return parts if weights[0] == 1 else parts.mul_(weights[0])
+        agrees = scratch("agrees", parts, parts.dtype)
+        for index, (weight, vector) in enumerate(zip(weights, along, strict=True)):
+            torch.gt(vector, 0, out=agrees if index else parts)
+            parts.add_(agrees, alpha=weight) if index else parts.mul_(weight)
+        return parts.add_(torch.eq(parts, 0, out=agrees))
 
 
 def _base(block: Block) -> tuple[Tensor, torch.dtype]:

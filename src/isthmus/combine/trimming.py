@@ -12,11 +12,14 @@ from torch import Tensor
 
 from isthmus.combine.blocks import Layout, Place, scratch
 from isthmus.combine.order_statistics import Boundary, OrderStatistics
-from isthmus.combine.random_masks import bernoulli, uniform
+from isthmus.combine.random_masks import bernoulli
 
 #: Which elements as large as the smallest one kept are kept too: the first ones, so that exactly so many are
 #: kept as asked for; all; or all, and one more rank (the paper's code compares with the largest one dropped).
 Equals = Literal["first", "all", "rank-below"]
+
+#: Bytes of masks that the trims of one rule may remember together.
+HELD = 16 << 20
 
 
 class Trim:
@@ -25,10 +28,12 @@ class Trim:
     Attributes:
         layout: how tensors must be cut.
         passes: measuring passes.
+        held: bytes that it may remember between a preview and what follows it.
     """
 
     layout: Layout = "elements"
     passes: int = 0
+    held: int = 0
 
     def skips(self, index: int) -> bool:
         """Whether a pass has turned out not to be needed."""
@@ -55,6 +60,10 @@ class Trim:
         """The trimmed block; the memory of `vector` may be used for it."""
         raise NotImplementedError
 
+    def preview(self, size: Tensor, place: Place) -> Tensor:
+        """What is kept of a block's magnitudes, before it is written; their memory may be used for it."""
+        return self.apply(size, place)
+
 
 class _Ranked(Trim):
     """Keeps elements by the rank of their magnitude.
@@ -75,7 +84,7 @@ class _Ranked(Trim):
         return index == 0
 
     def measure(self, index: int, vector: Tensor) -> object:
-        return self._found.measure(index, _magnitude(vector))
+        return self._found.measure(index, magnitude(vector))
 
     def add(self, index: int, partial: object, place: Place) -> None:
         self._found.add(index, partial, place)
@@ -143,105 +152,85 @@ class Middle(_Ranked):
             return self._apply_to_rows(vector)
         low, high = self._found.boundaries
         start, stop = self._window(self._found.count)
-        size = _magnitude(vector).reshape(-1).numpy(force=True)
+        size = magnitude(vector).reshape(-1).numpy(force=True)
         kept = _ranked_from(size, low, start, place)
         if stop < self._found.count:
             kept &= ~_ranked_from(size, high, stop, place)
         if stop <= start:
             kept[:] = False
-        return _masked(vector, torch.from_numpy(kept))
+        return masked(vector, torch.from_numpy(kept))
 
     def _apply_to_rows(self, vector: Tensor) -> Tensor:
         start, stop = self._window(vector.shape[-1])
         order = torch.argsort(vector.abs(), dim=-1, stable=True)
         kept = torch.zeros(vector.shape, dtype=torch.bool, device=vector.device)
-        return _masked(vector, kept.scatter_(-1, order[..., start:stop], True))
+        return masked(vector, kept.scatter_(-1, order[..., start:stop], True))
 
 
-class AtRandom(Trim):
+class Drawn(Trim):
+    """Keeps elements at random, each with a probability of its own.
+
+    A mask that is wanted in two passes is remembered, of a tensor's first elements: drawing it again costs more.
+
+    Args:
+        held: bytes of masks to remember, eight elements in each.
+    """
+
+    def __init__(self, held: int):
+        self.held = held
+        self._masks: dict[tuple[str, int], np.ndarray] = {}
+
+    def draw(self, vector: Tensor, place: Place) -> Tensor:
+        """The mask of a block, flat, in memory that numpy can read. Pure."""
+        raise NotImplementedError
+
+    def mask(self, vector: Tensor, place: Place) -> Tensor:
+        """The same, as it was drawn or drawn now."""
+        packed = self._masks.pop((place.key, place.start), None)
+        if packed is None:
+            return self.draw(vector, place)
+        return torch.from_numpy(np.unpackbits(packed, count=vector.numel()).view(np.bool_))
+
+    def preview(self, size: Tensor, place: Place) -> Tensor:
+        kept = self.draw(size, place)
+        if place.stop <= 8 * self.held:
+            self._masks[place.key, place.start] = np.packbits(kept.numpy())
+        return masked(size, kept)
+
+
+class AtRandom(Drawn):
     """Keeps each element with the same probability.
 
     Args:
         density: the probability, in (0, 1].
         stream: which of the models' random numbers to use.
         rescale: divide what is kept by the density.
+        held: bytes of masks to remember.
     """
 
-    def __init__(self, density: float, stream: int, rescale: bool):
+    def __init__(self, density: float, stream: int, rescale: bool, held: int = HELD):
+        super().__init__(held)
         self._density = density
         self._stream = stream
         self._rescale = rescale
 
+    def draw(self, vector: Tensor, place: Place) -> Tensor:
+        del vector
+        return bernoulli(place, self._stream, self._density)
+
     def apply(self, vector: Tensor, place: Place) -> Tensor:
         if self._density >= 1:
             return vector
-        _masked(vector, bernoulli(place, self._stream, self._density))
+        masked(vector, self.mask(vector, place))
         return vector.mul_(1 / self._density) if self._rescale else vector
 
 
-class AtRandomByRank(Trim):
-    """Keeps an element with a probability that grows with the rank of its magnitude in its row.
-
-    A row is all that one output reads: for a convolution, a filter.
-
-    Args:
-        density: the mean probability, in (0, 1].
-        epsilon: the smallest and largest probability are this much below and above it.
-        stream: which of the models' random numbers to use.
-        rescale: divide what is kept by its own probability.
-    """
-
-    layout: Layout = "filters"
-
-    def __init__(self, density: float, epsilon: float, stream: int, rescale: bool):
-        self._density = density
-        self._epsilon = epsilon
-        self._stream = stream
-        self._rescale = rescale
-
-    def apply(self, vector: Tensor, place: Place) -> Tensor:
-        if self._density >= 1:
-            return vector
-        chance = self._probabilities(vector)
-        kept = uniform(place, self._stream).to(vector.device).view(vector.shape) < chance
-        _masked(vector, kept)
-        return vector.div_(chance) if self._rescale else vector
-
-    def _probabilities(self, vector: Tensor) -> Tensor:
-        length = vector.shape[-1]
-        if length == 1:
-            return torch.full_like(vector, self._density)
-        step = 2 * self._epsilon / (length - 1)
-        # Of equal magnitudes the earlier one ranks lower.
-        ladder = self._density - self._epsilon + step * torch.arange(length, dtype=torch.float64)
-        order = ranked(vector.abs())
-        chance = torch.empty_like(vector)
-        rungs = ladder.to(vector).expand(vector.shape)
-        return chance.scatter_(-1, order, rungs)
-
-
-def ranked(size: Tensor) -> Tensor:
-    """Positions along the last axis in ascending order of numbers that are not negative; stable.
-
-    float32 numbers are sorted together with their positions, as 64-bit integers: several times faster
-    than sorting positions by numbers.
-    """
-    length = size.shape[-1]
-    if size.dtype != torch.float32 or length >= 1 << 31:
-        return torch.argsort(size, dim=-1, stable=True)
-    pairs = size.view(torch.int32).numpy(force=True).astype(np.int64)
-    pairs <<= 32
-    pairs |= np.arange(length, dtype=np.int64)
-    pairs.sort(axis=-1)
-    pairs &= 0xFFFFFFFF
-    return torch.from_numpy(pairs).to(size.device)
-
-
-def _magnitude(vector: Tensor) -> Tensor:
+def magnitude(vector: Tensor) -> Tensor:
+    """In scratch memory."""
     return torch.abs(vector, out=scratch("magnitude", vector, vector.dtype))
 
 
-def _masked(vector: Tensor, kept: Tensor) -> Tensor:
+def masked(vector: Tensor, kept: Tensor) -> Tensor:
     """The vector with what is not kept set to zero, in place."""
     # Bytes become floats seven times faster than booleans do.
     mask = scratch("mask", vector, vector.dtype).copy_(kept.view(torch.uint8).view(vector.shape))
@@ -254,10 +243,10 @@ def _kept_from(vector: Tensor, least: float, quota: int, equal: int) -> Tensor:
     value = narrow(least)
     if quota == 0 or quota == equal:
         return _shrunk(vector, float(np.nextafter(value, narrow(-1)) if quota else value))
-    size = _magnitude(vector).reshape(-1).numpy(force=True)
+    size = magnitude(vector).reshape(-1).numpy(force=True)
     kept = size > value
     kept[np.flatnonzero(size == value)[:quota]] = True
-    return _masked(vector, torch.from_numpy(kept))
+    return masked(vector, torch.from_numpy(kept))
 
 
 def _shrunk(vector: Tensor, bound: float) -> Tensor:

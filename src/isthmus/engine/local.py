@@ -126,11 +126,12 @@ def fill(
     finished = {name for file in files for name in file.checks}
     left = [stream for stream in streams if stream.job.name not in finished]
     diary = _Diary(by_name)
-    total = sum(stream.traffic for stream in left)
-    with progress.task("merging", total=total, unit="bytes", note=diary.now) as diary.advance:
+    diary.total = sum(stream.traffic + (0 if measured else stream.measuring) for stream in left)
+    with progress.task("merging", total=lambda: diary.total, unit="bytes", note=diary.now) as diary.advance:
         for stream in left:
             stream.to(by_name[stream.job.name], diary)
         for group in () if measured else _shared(streams, left):
+            diary.began("the whole model")
             pool.run([group])
         try:
             pool.run(left, diary.enter)
@@ -173,6 +174,7 @@ class _Diary:
         self._bytes = 0
         self._last = time.monotonic()
         self._current = ""
+        self.total = 0
         self.advance: progress.Advance = lambda _: None
 
     def began(self, name: str) -> None:
@@ -180,6 +182,10 @@ class _Diary:
 
     def moved(self, count: int) -> None:
         self.advance(count)
+
+    def spared(self, count: int) -> None:
+        with self._lock:
+            self.total -= count
 
     def ended(self, name: str, check: str, count: int) -> None:
         with self._lock:
@@ -265,6 +271,7 @@ def pool_of(streams: Sequence[Stream], threads: int | None, max_memory: int | st
         return Pool(count, _available() // 2)
     limit, held = size(max_memory), private()
     each = max((len(s.inputs) + _SCRATCH for s in streams), default=0) * BLOCK * 8
+    each += max((s.rule.held for s in streams if s.rule is not None), default=0)
     count = min(count, (limit - held) // each)
     largest = max((s.cost for s in streams), default=0)
     room = limit - held - max(count, 1) * each

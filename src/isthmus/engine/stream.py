@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from isthmus.combine import BLOCK, Block, BlockRule, Place, blockwise, places
-from isthmus.combine.average import Linear
 from isthmus.combine.blocks import row_length
 from isthmus.engine.jobs import COPY, Job
 from isthmus.engine.pool import Pool
@@ -25,9 +24,6 @@ _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 
 # Elements that a thread does in one go: taking turns costs as much as the arithmetic of a small block.
 _RUN = 1 << 20
-
-# Elements of a block of a weighted sum, whose result does not depend on where blocks end.
-_LINEAR = 1 << 19
 
 # Elements behind a run that the disk is asked for before they are needed.
 _AHEAD = 2 * _RUN
@@ -47,6 +43,10 @@ class Diary(Protocol):
 
     def moved(self, count: int) -> None:
         """Bytes were read or written."""
+        ...
+
+    def spared(self, count: int) -> None:
+        """Bytes will not be read after all."""
         ...
 
     def ended(self, name: str, check: str, count: int) -> None:
@@ -100,10 +100,18 @@ class Stream:
 
     @property
     def traffic(self) -> int:
-        """Bytes that pass by, of all passes."""
-        read = sum(math.prod(r.shape) * r.dtype.itemsize for r in self.inputs)
+        """Bytes that pass by when the tensor is made, passes of its own included."""
         passes = 0 if self.rule is None or self.rule.scope == "model" else self.rule.passes
-        return read * (passes + 1) + self.job.nbytes
+        return self._read * (passes + 1) + self.job.nbytes
+
+    @property
+    def measuring(self) -> int:
+        """Bytes that pass by before, in passes over the whole model."""
+        return self._read * self.rule.passes if self.rule is not None and self.rule.scope == "model" else 0
+
+    @property
+    def _read(self) -> int:
+        return self.job.numel * sum(r.dtype.itemsize for r in self.inputs)
 
     @property
     def check(self) -> str:
@@ -166,22 +174,17 @@ class Stream:
             self._put(first, result if result.dtype == self.job.dtype else result.to(self.job.dtype))
         elif last - first <= _RUN:
             out = self._buffer(last - first)
-            for block in self._blocks(rule, run, self._hides(rule)):
+            for block in self._blocks(rule, run, check=not rule.shows):
                 made = rule.write(block).reshape(-1)
                 out[block.place.start - first : block.place.stop - first].copy_(made)
             self._put(first, out, check=True)
         else:
-            for block in self._blocks(rule, run, self._hides(rule)):
+            for block in self._blocks(rule, run, check=not rule.shows):
                 made = rule.write(block).reshape(-1)
                 for begin in range(0, made.numel(), _RUN):
                     piece = made[begin : begin + _RUN]
                     self._put(first + begin, self._buffer(piece.numel()).copy_(piece), check=True)
         self._release(run, self.job.dtype.itemsize)
-
-    @staticmethod
-    def _hides(rule: BlockRule) -> bool:
-        """Whether sources are to be looked at: in a weighted sum, what is not finite shows by itself."""
-        return not isinstance(rule, Linear)
 
     def _buffer(self, count: int) -> Tensor:
         """Memory of the calling thread to gather output in."""
@@ -224,10 +227,6 @@ class Stream:
         flats = [source.elements(first, last) for source in inputs]
         whole = () if rule.statistics == "elements" else tuple(_all_of(source) for source in self.statistics)
         count = len(self.sources)
-        if isinstance(rule, Linear):
-            key, shape, seed = run[0].key, run[0].shape, run[0].seed
-            starts = range(first, last, _LINEAR)
-            run = [Place(key, shape, start, min(start + _LINEAR, last), seed) for start in starts]
         for place in run:
             cuts = [_shaped(flat[place.start - first : place.stop - first], rule, place) for flat in flats]
             block = Block(
@@ -253,6 +252,11 @@ class Stream:
             hint="choose a wider dtype for the output, bfloat16 or float32; or other weights",
         )
 
+    def spare(self) -> None:
+        """Say that a pass is left out."""
+        if self._diary is not None:
+            self._diary.spared(self._read)
+
     def _release(self, run: Sequence[Place], written: int = 0) -> None:
         """Let blocks go: their pages need not stay; bytes written per element count as done too."""
         first, last = run[0].start, run[-1].stop
@@ -267,9 +271,12 @@ def measure_all(pool: Pool, rule: BlockRule, runs: Sequence[tuple[Stream, Sequen
     """The measuring passes of a rule, over the blocks of one tensor or of several."""
     try:
         for index in range(rule.passes):
-            if not rule.skips(index):
-                measured = pool.ordered(runs, lambda run, index=index: run[0].measure(index, run[1]))
-                rule.reduce(index, (partial for partials in measured for partial in partials))
+            if rule.skips(index):
+                for stream in dict.fromkeys(stream for stream, _ in runs):
+                    stream.spare()
+                continue
+            measured = pool.ordered(runs, lambda run, index=index: run[0].measure(index, run[1]))
+            rule.reduce(index, (partial for partials in measured for partial in partials))
     except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
         # Sources are looked at when they are read to be written; what they hold may show here before.
         if not isinstance(error, IsthmusError):

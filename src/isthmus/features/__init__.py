@@ -3,13 +3,14 @@
 from isthmus.features.collect import Features, Moments, collect
 from isthmus.features.feed import explained, feed, placed, sinks
 from isthmus.features.pooled import Centred, Pooled, Scratch, centre, working_dtype
-from isthmus.features.request import Blocks, Request
+from isthmus.features.request import Blocks, Patches, Request
 
 __all__ = [
     "Blocks",
     "Centred",
     "Features",
     "Moments",
+    "Patches",
     "Pooled",
     "Request",
     "Scratch",

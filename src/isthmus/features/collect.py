@@ -12,7 +12,7 @@ from torch import Tensor
 from isthmus.errors import DataError, InputError
 from isthmus.features.feed import explained, feed, placed, sinks
 from isthmus.features.pooled import Centred, Pooled, PooledProducts, Scratch, centre
-from isthmus.features.request import Request, settle
+from isthmus.features.request import Place, Request, settle
 from isthmus.program import Batch, Program, Tap, home
 
 
@@ -81,16 +81,16 @@ class Features:
     """What one pass over the calibration data found.
 
     Attributes:
-        moments: (value, axis) -> its statistics.
+        moments: a request's `place` -> its statistics.
         examples: how many were seen.
         batch_sizes: of every batch, in order.
     """
 
-    moments: dict[tuple[str, int], Moments]
+    moments: dict[Place, Moments]
     examples: int
     batch_sizes: tuple[int, ...]
 
-    def __getitem__(self, value: str | tuple[str, int]) -> Moments:
+    def __getitem__(self, value: str | Place) -> Moments:
         """Statistics of a value; with its axis where it was requested along several."""
         if isinstance(value, tuple):
             return self.moments[value]
@@ -188,7 +188,11 @@ class _Ledger:
         pairs = [pair for pair in request.pairs(self.models) if pair[1] == model]
         # What no later model is multiplied with shares one buffer.
         waits = any(pair[0] == model < pair[1] for pair in request.pairs(self.models))
-        centred = centre(value, request.axis, self.scratch, (request, model) if waits else "passing")
+        key = (request, model) if waits else "passing"
+        if request.patches is None:
+            centred = centre(value, request.axis, self.scratch, key)
+        else:
+            centred = centre(request.patches.of(value), 1, self.scratch, key)
         self.batch[request, model] = centred
         for i, j in pairs:
             partner = self.batch[request, i]
@@ -222,11 +226,11 @@ class _Ledger:
             hint=hint,
         )
 
-    def moments(self) -> dict[tuple[str, int], Moments]:
-        found: dict[tuple[str, int], Moments] = {}
+    def moments(self) -> dict[Place, Moments]:
+        found: dict[Place, Moments] = {}
         for request in self.requests:
             pooled = [self.pooled[request, model] for model in range(self.models)]
-            found[request.value, request.axis] = Moments(
+            found[request.place] = Moments(
                 request=request,
                 samples=pooled[0].count,
                 mean=tuple(p.mean for p in pooled),

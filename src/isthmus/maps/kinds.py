@@ -7,6 +7,7 @@ axis, one that reads it takes B. Each kind stores what it is, never a matrix it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -46,6 +47,19 @@ class Map(Protocol):
 
     def matrices(self) -> tuple[Float[Tensor, "target source"], Float[Tensor, "source target"]]:
         """A and B, dense, in float64."""
+        ...
+
+
+@runtime_checkable
+class Mixture(Map, Protocol):
+    """A map that mixes units: it also says what becomes of multipliers and of variances."""
+
+    def scale(self, tensor: Tensor, dim: int) -> Tensor:
+        """What multiplies unit by unit: a weighted mean of the multipliers, see `isthmus.maps.elementwise`."""
+        ...
+
+    def variance(self, tensor: Tensor, dim: int) -> Tensor:
+        """An estimate of the merged units' variances from the units'; never negative."""
         ...
 
 
@@ -164,6 +178,19 @@ class Dense:
     def read(self, tensor: Tensor, dim: int) -> Tensor:
         return _contract(self.backward.mT, tensor, dim)
 
+    def scale(self, tensor: Tensor, dim: int) -> Tensor:
+        """(A * B^T) w, rows normalised: the diagonal of A diag(w) B. For A = B^-1 rows sum to one by themselves."""
+        mixed = self.forward.double() * self.backward.double().mT
+        total = mixed.sum(1, keepdim=True)
+        return _contract(torch.where(total.abs() > 1e-12, mixed / total, 0.0), tensor, dim)
+
+    def variance(self, tensor: Tensor, dim: int) -> Tensor:
+        """Averages (no entry of A negative) mix units that agree: (A std)^2. Rotations mix others: A^2 variance."""
+        a = self.forward.double()
+        if bool((a >= 0).all()):
+            return _contract(a, tensor.clamp(min=0).sqrt(), dim).square()
+        return _contract(a.square(), tensor, dim)
+
     def matrices(self) -> tuple[Tensor, Tensor]:
         return self.forward.double(), self.backward.double()
 
@@ -177,8 +204,9 @@ class Membership:
 
     Args:
         group: (units,) the merged unit that each of the model's units belongs to.
-        share: (units,) the weight of each unit in its merged unit; over all models the shares
-            of a merged unit sum to one.
+        share: (units,) the weight of each unit in its merged unit, not negative. In an alignment: at equal weights
+            of the models; over all of them the shares of a merged unit then sum to one (or to the row mass that the
+            method gives it). `weighted` says what they are at other weights.
         target: number of merged units.
     """
 
@@ -201,6 +229,14 @@ class Membership:
         shape = list(tensor.shape)
         shape[dim] = self.target
         return tensor.new_zeros(shape).index_add(dim, self.group.to(tensor.device), tensor)
+
+    def scale(self, tensor: Tensor, dim: int) -> Tensor:
+        """As what is written: A diag(w) B is diagonal, since each unit reads the group that it writes."""
+        return self.write(tensor, dim)
+
+    def variance(self, tensor: Tensor, dim: int) -> Tensor:
+        """The members' weighted mean."""
+        return self.write(tensor, dim)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         b = torch.zeros(self.source, self.target, dtype=torch.float64)
@@ -247,6 +283,32 @@ class Stack:
 
     def __str__(self) -> str:
         return f"kept apart: units {self.start} to {self.start + self.source} of {self.target}"
+
+
+def weighted(items: Sequence[Map], weights: Sequence[float]) -> list[Map]:
+    """The maps of one space in N models, with the models' weights in the rows of A.
+
+    Whatever the models are combined by multiplies model i by its weight. Where a merged unit has one member of every
+    model that is right as it is. Where it has other members, the weights of those must sum to its row's mass again:
+    a unit u of model i in group g has the share s_u w_i mass_g / sum over v in g of s_v w_v in A, of which w_i is left
+    to the combination. A group of members without weight gets nothing, and nothing reads it.
+
+    Args:
+        items: one map per model.
+        weights: one per model, with sum 1.
+    """
+    groups = [item for item in items if isinstance(item, Membership)]
+    if not groups:
+        return list(items)
+    if len(groups) != len(items) or len({item.target for item in groups}) > 1:
+        raise InputError("models are grouped together or not at all", [str(item) for item in items])
+    mass = torch.zeros(groups[0].target, dtype=torch.float64)
+    share = mass.clone()
+    for item, weight in zip(groups, weights, strict=True):
+        mass.index_add_(0, item.group, item.share.double())
+        share.index_add_(0, item.group, item.share.double() * weight)
+    factor = torch.where(share > 0, mass / share, 0.0)
+    return [Membership(m.group, m.share.double() * factor[m.group], m.target) for m in groups]
 
 
 def identity(units: int) -> Permutation:

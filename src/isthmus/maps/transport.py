@@ -5,16 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, fx
 
 from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
-from isthmus.maps.kinds import Dense, Map, Membership, Permutation, ScaledPermutation, Stack, compose, invert
-from isthmus.symmetry import Axis, Blocks, Concat, Element, Leaf, SymmetryGraph, misfits, spaces_of
+from isthmus.maps.affine import Shift, places, read_shifted, write_shifted
+from isthmus.maps.elementwise import absorb, multipliers
+from isthmus.maps.kinds import (
+    Dense,
+    Map,
+    Membership,
+    Mixture,
+    Permutation,
+    ScaledPermutation,
+    Stack,
+    compose,
+    invert,
+)
+from isthmus.program import Program
+from isthmus.symmetry import (
+    Axis,
+    Blocks,
+    Element,
+    Interleaved,
+    Leaf,
+    SymmetryGraph,
+    misfits,
+    spaces_of,
+)
 
 _KINDS = {kind.__name__: kind for kind in (Permutation, ScaledPermutation, Dense, Membership, Stack)}
 
@@ -25,20 +48,24 @@ class Transport:
 
     Attributes:
         graph: the symmetries it moves along.
-        maps: space name -> map; spaces that are not named stay.
+        maps: space name -> map; spaces that are not named stay. A map under "space@key:axis" stands in for the
+            space's own on that axis of that weight, one under "@key:axis" for all maps there: what methods do that
+            follow no symmetry.
         values: gauge name -> the scales, signs or matrices done to a space's units in their new places, as in
             `Element.values`; they keep the function.
+        shifts: space -> what is added beside its map; see `isthmus.maps.affine`.
     """
 
     graph: SymmetryGraph
     maps: Mapping[str, Map]
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = misfits(self.element, self.graph)
         for name, item in self.maps.items():
-            space = self.graph.spaces.get(name)
-            if isinstance(item, Permutation):
+            space = self.graph.spaces.get(name.partition("@")[0])
+            if isinstance(item, Permutation) or name.startswith("@"):
                 continue
             if space is None:
                 problems.append(f"{name}: no such space")
@@ -46,6 +73,11 @@ class Transport:
                 problems.append(f"{name}: only permutations can differ within {', '.join(space.within)}")
             elif item.source != space.size:
                 problems.append(f"{name}: the map takes {item.source} units, the space has {space.size}")
+        if self.shifts:
+            able = places(self.graph)
+            problems += [
+                f"{name}: nothing there can take a shift" for name in self.shifts if name not in able
+            ]
         if problems:
             raise InputError("the maps do not fit the model", problems)
 
@@ -73,6 +105,98 @@ class Transport:
             InputError: running statistics meet a map that is no permutation, or a scale would make a running
                 variance negative.
         """
+        held, moved, deviations = self._ordered(weights)
+        moved = self._turn(read_shifted(self.graph, moved, self.shifts), deviations)
+        return self._named(weights, held, write_shifted(self.graph, moved, self.shifts))
+
+    def turned(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some weights of a model that is `own` already, with the maps alone: to compare them, not to run them."""
+        return self._turn(self.element.apply(self.graph, weights), frozenset())
+
+    def _turn(self, moved: dict[str, Tensor], deviations: frozenset[str]) -> dict[str, Tensor]:
+        """A_o W B_n with everything but permutations, in place."""
+        scales = multipliers(self.graph) if self._soft else frozenset[str]()
+        for key, axes in self.graph.layout.items():
+            if key not in moved:
+                continue
+            for dim, axis in enumerate(axes):
+                here = self._here(key, dim, axis)
+                whole = self.maps.get(f"@{key}:{dim}")
+                if not here and whole is None:
+                    continue
+                role = self._role(key, dim)
+                if role == "writes" and key in deviations:
+                    role = "deviation"
+                elif role == "writes" and key in scales:
+                    role = "scales"
+                if whole is not None:
+                    moved[key] = _act(whole, moved[key], dim, role)
+                else:
+                    moved[key] = _apply(moved[key], dim, axis, here, role)
+        return moved
+
+    def own(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model as far as it is moved without a change of its function: before its units are mixed.
+
+        These are the coordinates that `bridge` and `statistics` turn into the merged ones.
+
+        Args, Raises: see `apply`.
+        """
+        held, moved, _ = self._ordered(weights)
+        return self._named(weights, held, moved)
+
+    def bridge(self, value: str, axis: int, enters: bool) -> Float[Tensor, "to from"]:
+        """A (into the merged coordinates) or B (out of them) along one axis of a value, float64."""
+        term = self.graph.values[value][axis]
+        if enters:
+            return _apply(torch.eye(term.size, dtype=torch.float64), 0, term, self._general, "writes")
+        back = _apply(torch.eye(term.size, dtype=torch.float64), 0, term, self._general, "reads")
+        return back.mT.contiguous()
+
+    def statistics(
+        self, value: str, axis: int, mean: Float[Tensor, " units"], variance: Float[Tensor, " units"]
+    ) -> tuple[Float[Tensor, " merged"], Float[Tensor, " merged"]]:
+        """Mean and variance of a value of the `own` model, in merged coordinates (the variance an estimate)."""
+        term = self.graph.values[value][axis]
+        able = places(self.graph) if self.shifts else {}
+        mean = _apply(mean, 0, term, self._general, "writes")
+        for name, shift in self.shifts.items():
+            if term == Leaf(term.size, name) and able[name].written in self._added_at(value):
+                mean = mean + shift.written
+        return mean, _apply(variance, 0, term, self._general, "variance")
+
+    def _added_at(self, value: str) -> set[str]:
+        program = self.graph.program
+        nodes = program.nodes[value].all_input_nodes if isinstance(program, Program) else []
+        return {program.weights[node.name] for node in nodes if node.name in program.weights}
+
+    @cached_property
+    def _general(self) -> dict[str, Map]:
+        return {name: m for name, m in self.maps.items() if not isinstance(m, Permutation)}
+
+    def _here(self, key: str, dim: int, axis: Axis) -> dict[str, Map]:
+        """The maps of the spaces on one axis of a weight."""
+        found: dict[str, Map] = {}
+        for name in spaces_of(axis):
+            item = self._general.get(f"{name}@{key}:{dim}", self._general.get(name))
+            if item is not None:
+                found[name] = item
+        return found
+
+    @cached_property
+    def _soft(self) -> tuple[str, ...]:
+        soft = (n for n, m in self._general.items() if isinstance(m, Mixture) and not m.keeps_function)
+        return tuple(dict.fromkeys(name.partition("@")[0] for name in soft if not name.startswith("@")))
+
+    @property
+    def mixed(self) -> frozenset[str]:
+        """The spaces whose units are mixed."""
+        return frozenset(self._soft)
+
+    def _ordered(
+        self, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, str], dict[str, Tensor], frozenset[str]]:
+        """Key of the graph -> key it is held under; the reordered weights; scales that became deviations."""
         graph = self.graph
         problems = [
             f"{key}: {tuple(weights[key].shape)}, expected {graph.program.shapes[key]}"
@@ -82,40 +206,50 @@ class Transport:
         if problems:
             raise MismatchError("the weights do not have the shapes of the graph", problems)
         graph.require_folded(weights)
-        result = dict(weights)
-        general = {name: m for name, m in self.maps.items() if not isinstance(m, Permutation)}
-        aliases = {alias: key for alias, key in graph.program.tied.items() if alias in weights}
-        sources = {
-            key: key if key in weights else next((a for a, k in aliases.items() if k == key), None)
-            for key in graph.layout
-        }
-        moved = self.element.apply(graph, {key: weights[s] for key, s in sources.items() if s is not None})
+        held = {key: key for key in graph.layout if key in weights}
+        for alias, key in graph.program.tied.items():
+            if alias in weights and key in graph.layout:
+                held.setdefault(key, alias)
+        moved = self.element.apply(graph, {key: weights[source] for key, source in held.items()})
         self._check_variances(moved)
-        for key, axes in graph.layout.items():
-            source = sources.get(key)
-            if source is None:
-                continue
-            for dim, axis in enumerate(axes):
-                if spaces_of(axis) & general.keys():
-                    moved[key] = _apply(moved[key], dim, axis, general, self._role(key, dim))
-            result[source] = moved[key]
-        for alias, key in aliases.items():
-            if key in result:
-                result[alias] = result[key]
+        if not self._soft:
+            return held, moved, frozenset()
+        return held, *absorb(graph, moved, self._soft)
+
+    def _named(
+        self, weights: Mapping[str, Tensor], held: Mapping[str, str], moved: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The moved weights under the keys that they came with."""
+        result = dict(weights) | {source: moved[key] for key, source in held.items()}
+        for alias, key in self.graph.program.tied.items():
+            if alias in weights and (key in result or key in held):
+                result[alias] = result[held.get(key, key)]
         return result
 
     def _role(self, key: str, dim: int) -> str:
-        for space in self.graph.spaces.values():
+        for name, space in self.graph.spaces.items():
             for member in space.members:
-                if (member.key, member.axis) == (key, dim):
-                    if member.role == "statistic":
+                if (member.key, member.axis) == (key, dim) and member.role == "statistic":
+                    item = self.maps.get(name)
+                    if item is not None and item.keeps_function and not isinstance(item, Permutation):
                         raise InputError(
-                            "running statistics follow permutations only",
+                            "running statistics follow permutations only, of maps that keep the function",
                             [key],
                             hint="fold the batch norms into the layers before them, or reset them after merging",
                         )
+                    return "variance" if key in self._variances else "writes"
+                if (member.key, member.axis) == (key, dim):
                     return member.role
         return "writes"
+
+    @cached_property
+    def _variances(self) -> frozenset[str]:
+        """Keys of the running variances."""
+        program = self.graph.program
+        nodes = program.graph.nodes if isinstance(program, Program) else ()
+        norms = [n for n in nodes if str(n.target).startswith(("aten.batch_norm", "aten.instance_norm"))]
+        names = [n.args[4].name for n in norms if isinstance(n.args[4], fx.Node)]
+        return frozenset(program.weights[name] for name in names if name in program.weights)
 
     def _check_variances(self, moved: Mapping[str, Tensor]) -> None:
         """What a norm adds to its variance does not scale, so a tiny variance cannot become tinier."""
@@ -138,10 +272,14 @@ class Transport:
                 continue
             known = [m for m in (ours, theirs) if m is not None]
             maps[name] = known[0] if len(known) == 1 else compose(known[0], known[1])
+        if self.shifts or other.shifts:
+            raise InputError("shifted maps do not compose: apply one after the other")
         return Transport(self.graph, maps, element.values)
 
     def inverse(self) -> Transport:
         """The transport back."""
+        if self.shifts:
+            raise InputError("shifted maps have no inverse of their own kind")
         element = self.element.inverse(self.graph)
         maps: dict[str, Map] = {name: Permutation(index) for name, index in element.orders.items()}
         maps |= {name: invert(m) for name, m in self.maps.items() if not isinstance(m, Permutation)}
@@ -164,7 +302,14 @@ class Transport:
         for name, value in self.values.items():
             # The format has no complex numbers: real and imaginary parts stand beside each other.
             tensors[f"isthmus.values/{name}"] = torch.view_as_real(value) if value.is_complex() else value
-        described = {"isthmus.maps": json.dumps(kinds), "isthmus.values": json.dumps(list(self.values))}
+        for name, shift in self.shifts.items():
+            tensors[f"isthmus.shifts/{name}:written"] = shift.written
+            tensors[f"isthmus.shifts/{name}:read"] = shift.read
+        described = {
+            "isthmus.maps": json.dumps(kinds),
+            "isthmus.values": json.dumps(list(self.values)),
+            "isthmus.shifts": json.dumps(list(self.shifts)),
+        }
         files.save(tensors, path, metadata=described)
 
     @staticmethod
@@ -192,7 +337,14 @@ class Transport:
         }
         planes = {name for name in values if name in graph.gauges and graph.gauges[name].kind == "planes"}
         values |= {name: torch.view_as_complex(values[name]) for name in planes}
-        return Transport(graph, maps, values)
+        shifts = {
+            name: Shift(
+                tensors[f"isthmus.shifts/{name}:written"],
+                tensors[f"isthmus.shifts/{name}:read"],
+            )
+            for name in json.loads(given.get("isthmus.shifts", "[]"))
+        }
+        return Transport(graph, maps, values, shifts)
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.maps), default=0)
@@ -206,13 +358,32 @@ def _apply(tensor: Tensor, dim: int, axis: Axis, maps: Mapping[str, Map], role: 
         item = maps.get(axis.space) if axis.space else None
         if item is None:
             return tensor
-        return item.read(tensor, dim) if role == "reads" else item.write(tensor, dim)
+        return _act(item, tensor, dim, role)
     if isinstance(axis, Blocks):
         opened = tensor.unflatten(dim, [factor.size for factor in axis.factors])
         for offset, factor in enumerate(axis.factors):
             opened = _apply(opened, dim + offset, factor, maps, role)
         return opened.flatten(dim, dim + len(axis.factors) - 1)
-    assert isinstance(axis, Concat)
+    if isinstance(axis, Interleaved):
+        gathered = torch.tensor(axis.gathered, device=tensor.device)
+        whole = _apply(tensor.index_select(dim, gathered), dim, axis.concatenated, maps, role)
+        if whole.shape[dim] != axis.size:
+            raise InputError("units that come in turn with others cannot change their number", [str(axis)])
+        return whole.index_select(dim, gathered.argsort())
     pieces = tensor.split([part.size for part in axis.parts], dim)
     moved = [_apply(p, dim, part, maps, role) for p, part in zip(pieces, axis.parts, strict=True)]
     return torch.cat(moved, dim)
+
+
+def _act(item: Map, tensor: Tensor, dim: int, role: str) -> Tensor:
+    """What a map does to a dimension, by what the weight is to the space."""
+    if role == "reads":
+        return item.read(tensor, dim)
+    if role == "writes" or not isinstance(item, Mixture):
+        return item.write(tensor, dim)
+    if role == "scales":
+        return item.scale(tensor, dim)
+    if role == "variance":
+        return item.variance(tensor, dim)
+    assert role == "deviation"
+    return item.variance(tensor.square(), dim).sqrt()

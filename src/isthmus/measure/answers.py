@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from isthmus import program
 from isthmus.errors import DataError, InputError, IsthmusError, MismatchError
 from isthmus.program import Batch, Program, Runner, home
 
@@ -126,17 +127,4 @@ def logits_of(output: object) -> Tensor:
     Raises:
         DataError: there is no tensor in it.
     """
-    if isinstance(output, torch.Tensor):
-        return output
-    named = output.get("logits") if isinstance(output, Mapping) else None
-    for logits in (named, getattr(output, "logits", None)):
-        if isinstance(logits, torch.Tensor):
-            return logits
-    parts = output.values() if isinstance(output, Mapping) else output
-    for part in parts if isinstance(parts, Iterable) else ():
-        if isinstance(part, torch.Tensor):
-            return part
-    raise DataError(
-        f"the model returned a {type(output).__name__} without a tensor of logits",
-        hint=OWN_METRIC,
-    )
+    return program.logits_of(output, hint=OWN_METRIC)

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from isthmus.measure.answers import answering
 from isthmus.measure.finding import Finding
 from isthmus.program import Batch, Inputs, Program, example_of
 
@@ -34,11 +37,11 @@ class Cost:
         )
 
 
-def cost(program: Program, example: Inputs | Batch) -> Cost:
-    """Count parameters and FLOPs on the meta device: nothing is computed, no weights are needed.
+def cost(model: Program | nn.Module, example: Inputs | Batch) -> Cost:
+    """Count parameters and FLOPs: of a program on the meta device, where nothing is computed.
 
     Args:
-        program: any program, also one with parts kept apart.
+        model: any program, also one with parts kept apart; or a module, which is run on one example as it is.
         example: inputs of the size that the program is for; one example of them is counted.
 
     Returns:
@@ -57,6 +60,9 @@ def cost(program: Program, example: Inputs | Batch) -> Cost:
             return value
         return torch.empty_like(value[:1] if value.ndim else value, device="meta")
 
+    if isinstance(model, nn.Module):
+        return _of_module(model, batch)
+    program = model
     args, kwargs = pytree.tree_map(one, (tuple(batch.args), dict(batch.kwargs)))
     meta = program.to("meta")
     weights = {
@@ -69,3 +75,15 @@ def cost(program: Program, example: Inputs | Batch) -> Cost:
     used = [key for name, key in program.weights.items() if program.nodes[name].users]
     parameters = sum(prod(program.shapes[key]) for key in used if key not in program.buffers)
     return Cost(parameters, int(counter.get_total_flops()))
+
+
+def _of_module(model: nn.Module, batch: Batch) -> Cost:
+    def one(value: object) -> object:
+        return value[:1] if isinstance(value, torch.Tensor) and value.ndim else value
+
+    args, kwargs = pytree.tree_map(one, (tuple(batch.args), dict(batch.kwargs)))
+    counter = FlopCounterMode(display=False)
+    # Fused attention has no count on every device; written out it is two matrix products.
+    with answering(model) as ask, sdpa_kernel(SDPBackend.MATH), counter:
+        ask(Batch(args, kwargs))
+    return Cost(sum(p.numel() for p in model.parameters()), int(counter.get_total_flops()))

@@ -80,14 +80,15 @@ class Segment:
         """
         if not 0 <= t <= 1:
             raise InputError(f"t = {t} is not on the segment, which runs from 0 to 1")
-        made: dict[tuple[int, int], Tensor] = {}
+        # The pair is kept beside what was made of it: a lazy mapping's tensors would be freed, their ids used again.
+        made: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         weights: dict[str, Tensor] = {}
         for key, start in self.a.items():
             end = self.b[key]
             pair = (id(start), id(end))
             if pair not in made:
-                made[pair] = _between(start.detach(), end.detach(), float(t))
-            weights[key] = made[pair]
+                made[pair] = (start, end, _between(start.detach(), end.detach(), float(t)))
+            weights[key] = made[pair][2]
         return weights
 
 

@@ -4,6 +4,7 @@ from isthmus.program.batches import Batch, Inputs, batches, example_of, home
 from isthmus.program.export import export
 from isthmus.program.keep import Cut, Variant, keep_apart
 from isthmus.program.module import ProgramModule
+from isthmus.program.outputs import logits_of
 from isthmus.program.program import LINEAR, Program
 from isthmus.program.run import Runner, Tap
 
@@ -22,4 +23,5 @@ __all__ = [
     "export",
     "home",
     "keep_apart",
+    "logits_of",
 ]

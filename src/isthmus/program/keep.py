@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from isthmus.errors import InputError
-from isthmus.program.program import Program
+from isthmus.program.program import Bridge, Program
 
 aten = torch.ops.aten
 
 Variant = Literal["junction", "paper"]
+Outputs = Literal["average", "each"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Cut:
             and conv operations are averaged, and the normalisation, skip and activation behind
             them run once, merged, as in the code of Preserve-First Merging; inside a residual
             stage the whole stage's stream is then merged.
+        outputs: what the result returns where outputs are kept apart: their "average", or "each" model's, as a
+            tuple (models of different tasks).
     """
 
     preserve_first: int = 0
@@ -41,6 +45,7 @@ class Cut:
     depths: tuple[tuple[int, int], ...] = ()
     modules: tuple[str, ...] = ()
     variant: Variant = "junction"
+    outputs: Outputs = "average"
 
     def __bool__(self) -> bool:
         return bool(self.preserve_first or self.preserve_last or self.depths or self.modules)
@@ -59,6 +64,7 @@ class Cut:
             depths=tuple((int(low), int(high)) for low, high in ranges),
             modules=tuple(str(m) for m in modules),
             variant="paper" if fields.get("variant") == "paper" else "junction",
+            outputs="each" if fields.get("outputs") == "each" else "average",
         )
 
     def apart(self, program: Program) -> frozenset[str]:
@@ -87,6 +93,8 @@ class Cut:
                 problems.append(f"no module of the model matches {glob!r}")
         if self.variant not in ("junction", "paper"):
             problems.append(f"variant {self.variant!r} is neither 'junction' nor 'paper'")
+        if self.outputs not in ("average", "each"):
+            problems.append(f"outputs = {self.outputs!r} is neither 'average' nor 'each'")
         if problems:
             raise InputError("the cut does not fit the model", problems)
         ranges = [(0, self.preserve_first)] if self.preserve_first else []
@@ -117,8 +125,16 @@ def branch_key(index: int, key: str) -> str:
 class _Brancher:
     """Copies a graph with its apart values once per model and its merged ones once."""
 
-    def __init__(self, program: Program, apart: frozenset[str], weights: Sequence[float], variant: Variant):
+    def __init__(
+        self,
+        program: Program,
+        apart: frozenset[str],
+        weights: Sequence[float],
+        variant: Variant,
+        turned: Mapping[str, Sequence[int]],
+    ):
         self.program, self.apart, self.shares, self.variant = program, apart, weights, variant
+        self.turned, self.bridges = turned, dict[str, Bridge]()
         self.graph = fx.Graph()
         self.keys: dict[str, str] = {}
         self.sources: dict[str, tuple[int | None, str]] = {}
@@ -138,6 +154,8 @@ class _Brancher:
                 self.made[(node.name, branch)] = self.copy(node, branch)
             return self.made[(node.name, branch)]
         at = (node.name, branch if node.name in self.apart else None)
+        if branch is not None and at[1] is None and self.turned.get(node.name):
+            return self.turned_back(node, branch)
         if at not in self.made:
             # Only a merged reader of an apart value comes here: everything else was made in order.
             self.made[at] = self.meet(node)
@@ -178,7 +196,10 @@ class _Brancher:
         self.junctions.append(node.name)
         total: fx.Node | None = None
         for index, share in enumerate(self.shares):
-            part = self.graph.call_function(aten.mul.Tensor, (self.made[(node.name, index)], float(share)))
+            own = self.made[(node.name, index)]
+            for axis in self.turned.get(node.name, ()):
+                own = self.turn(own, node, Bridge(index, node.name, axis, True))
+            part = self.graph.call_function(aten.mul.Tensor, (own, float(share)))
             part.meta = dict(node.meta)
             if total is None:
                 total = part
@@ -187,6 +208,36 @@ class _Brancher:
                 total.meta = dict(node.meta)
         assert total is not None
         return total
+
+    def turned_back(self, node: fx.Node, branch: int) -> fx.Node:
+        """A merged value in a branch's own coordinates."""
+        at = (node.name, branch)
+        if at not in self.made:
+            found = self.made[(node.name, None)]
+            for axis in self.turned[node.name]:
+                found = self.turn(found, node, Bridge(branch, node.name, axis, False))
+            self.made[at] = found
+        return self.made[at]
+
+    def turn(self, value: fx.Node, node: fx.Node, bridge: Bridge) -> fx.Node:
+        """A value with one axis multiplied by a matrix of its own."""
+        key = f"{'enter' if bridge.enters else 'leave'}{bridge.branch}.{bridge.value}.{bridge.axis}"
+        self.bridges[key] = bridge
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            matrix = self.graph.placeholder(key.replace(".", "_"))
+        width = self.program.size(node.name)[bridge.axis]
+        matrix.meta = {"val": self.program.value(node.name).new_empty(width, width)}
+        self.keys[matrix.name] = key
+        for target, arguments in (
+            (aten.transpose.int, (bridge.axis, -1)),
+            (aten.linear.default, (matrix,)),
+            (aten.transpose.int, (bridge.axis, -1)),
+        ):
+            fake = value.meta["val"]
+            last = fake.transpose(bridge.axis, -1) if target is aten.transpose.int else fake
+            value = self.graph.call_function(target, (value, *arguments))
+            value.meta = {**node.meta, "val": last}
+        return value
 
     def copy(self, node: fx.Node, branch: int | None) -> fx.Node:
         # Looking values up may add junctions, so it must be done before the node itself is made.
@@ -199,23 +250,30 @@ class _Brancher:
         return copy
 
 
-def keep_apart(program: Program, cut: Cut, weights: Sequence[float]) -> tuple[Program, tuple[str, ...]]:
+def keep_apart(
+    program: Program,
+    cut: Cut,
+    weights: Sequence[float],
+    turned: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Program, tuple[str, ...]]:
     """Duplicate what a cut keeps apart, once per model, and join the copies where they meet.
 
-    The branches of model i have the keys `branch{i}.<key>`; merged keys leave their names. Both the
-    models and the merged part are taken to be in common coordinates already, so that a junction
-    is the weighted sum of its branches.
+    The branches of model i have the keys `branch{i}.<key>`; merged keys leave their names. The models and the
+    merged part are taken to be in common coordinates already, so that a junction is the weighted sum of its
+    branches, except along the axes that are `turned`: there each branch keeps its own coordinates, and a matrix
+    stands wherever it meets the merged part (`Program.bridges`).
 
     Args:
         program: the program of one model.
         cut: what is kept apart.
         weights: the models' weights at a junction, one each.
+        turned: value -> the axes along which branches keep coordinates of their own.
 
     Returns:
         The new program, and the names of the values at which branches meet.
     """
     apart = cut.apart(program)
-    brancher = _Brancher(program, apart, weights, cut.variant)
+    brancher = _Brancher(program, apart, weights, cut.variant, turned or {})
     for node in program.graph.nodes:
         if node.op == "output" or node.name in program.weights:
             continue
@@ -228,9 +286,13 @@ def keep_apart(program: Program, cut: Cut, weights: Sequence[float]) -> tuple[Pr
             brancher.made[(node.name, None)] = copy
         elif node.name in program.dynamic or node.name not in program.learned:
             brancher.made[(node.name, None)] = brancher.copy(node, None)
+    whose: list[int | None] = list(range(len(weights))) if cut.outputs == "each" else [None]
     outputs = tuple(
-        None if name is None else brancher.value(program.nodes[name], None).name for name in program.outputs
+        None if name is None else brancher.value(program.nodes[name], branch).name
+        for branch in whose
+        for name in program.outputs
     )
+    nested = pytree.tree_unflatten(list(program.outputs), program.out_spec)
     graph = brancher.graph
     graph.output([node for node in graph.nodes if node.name in outputs])
     graph.eliminate_dead_code()
@@ -243,15 +305,23 @@ def keep_apart(program: Program, cut: Cut, weights: Sequence[float]) -> tuple[Pr
         raise InputError(
             "a branch's keys would be those of other weights", clashing, hint="rename the model's modules"
         )
-    sources = {key: brancher.sources[key] for key in used.values()}
+    bridges = {key: brancher.bridges[key] for key in used.values() if key in brancher.bridges}
+    sources = {key: brancher.sources[key] for key in used.values() if key not in bridges}
+    shapes = {key: program.shapes[original] for key, (_, original) in sources.items()}
+    for key, bridge in bridges.items():
+        shapes[key] = (program.size(bridge.value)[bridge.axis],) * 2
     kept = replace(
         program,
         graph=graph,
         weights=used,
         buffers=frozenset(key for key, (_, original) in sources.items() if original in program.buffers),
         outputs=outputs,
+        out_spec=pytree.tree_structure((nested,) * len(weights))
+        if cut.outputs == "each"
+        else program.out_spec,
         tied={},
-        shapes={key: program.shapes[original] for key, (_, original) in sources.items()},
+        shapes=shapes,
         sources=sources,
+        bridges=bridges,
     )
     return kept, tuple(brancher.junctions)

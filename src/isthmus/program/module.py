@@ -51,3 +51,21 @@ class ProgramModule(nn.Module):
         if not isinstance(tensor, torch.Tensor):
             raise AttributeError(f"{key} is not a tensor of this module")
         return tensor
+
+
+def completed(state: dict[str, Tensor], module: nn.Module | None) -> dict[str, Tensor]:
+    """A state dict with the names of tied weights that its file left out (as safetensors files do).
+
+    Args:
+        state: named tensors.
+        module: the architecture, which says what is tied; None leaves the state as it is.
+    """
+    if module is None:
+        return state
+    first: dict[int, str] = {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), key)
+        if other != key and (key in state) != (other in state):
+            missing, there = (key, other) if other in state else (other, key)
+            state = {**state, missing: state[there]}
+    return state

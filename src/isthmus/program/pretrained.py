@@ -119,7 +119,7 @@ def pretrained(path: str, options: Mapping[str, object] | None = None) -> Pretra
                 config = transformers.AutoConfig.from_pretrained(
                     str(folder) if folder.is_dir() else path, trust_remote_code=False
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # each configuration checks itself in its own way
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"hf:{path} has no configuration that can be read", [first]) from error
         for key, value in {**given, **more}.items():
@@ -142,6 +142,30 @@ def pretrained(path: str, options: Mapping[str, object] | None = None) -> Pretra
     return Pretrained(f"hf:{path}", make, narrower)
 
 
+def stored_names(model: nn.Module) -> dict[str, str]:
+    """Under which name each weight of a model lies in its files.
+
+    transformers (since 5.0) writes some weights under names of earlier versions, and renames them as it loads.
+
+    Args:
+        model: of transformers or not; it may live on the meta device.
+
+    Returns:
+        Name in the model -> name in a file; without those that a file has in another form (experts that are stacked
+        when they are loaded). Names of other models are the same.
+    """
+    state = model.state_dict(keep_vars=True)
+    loading = sys.modules.get("transformers.core_model_loading")
+    if not hasattr(model, "base_model_prefix") or loading is None:
+        return {name: name for name in state}
+    # What is only renamed is the same tensor afterwards. Tied weights are one tensor: each gets one of its own.
+    own = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    written = {
+        id(tensor): name for name, tensor in loading.revert_weight_conversion(model, dict(own)).items()
+    }
+    return {name: written[id(tensor)] for name, tensor in own.items() if id(tensor) in written}
+
+
 def _model(transformers: Any, config: Any, title: str) -> tuple[nn.Module, Inputs]:
     """A transformers model with its answer as the only output, and inputs for it."""
     names = list(config.architectures or [])
@@ -161,7 +185,12 @@ def _model(transformers: Any, config: Any, title: str) -> tuple[nn.Module, Input
             model = make(config, attn_implementation="eager", dtype=torch.float32)
     except Exception as error:
         raise InputError(f"{title} cannot be made from its configuration", [str(error)]) from error
-    given = _inputs(model, config, title)
+    try:
+        given = _inputs(model, config, title)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"inputs of {title} do not follow from its configuration", [str(error)]) from error
     known = tuple(given)
 
     def forward(self: Any, *tensors: Tensor) -> object:

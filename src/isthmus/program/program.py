@@ -42,6 +42,23 @@ LINEAR = frozenset(
 
 
 @dataclass(frozen=True)
+class Bridge:
+    """A matrix that turns one axis of a value between a branch's coordinates and the merged ones.
+
+    Attributes:
+        branch: index of the model.
+        value: the value in the program of one model.
+        axis: which of its axes is turned.
+        enters: whether it leads from the branch into the merged part, or back.
+    """
+
+    branch: int
+    value: str
+    axis: int
+    enters: bool
+
+
+@dataclass(frozen=True)
 class Program:
     """A model as one graph: values flow from weights and inputs through operations to outputs.
 
@@ -60,6 +77,7 @@ class Program:
         shapes: key -> shape of every weight of the state dict, buffers included.
         sources: where models were kept apart, key -> (index of the model whose weight it is, or None for
             a merged one; the key it had there).
+        bridges: key of a matrix between a branch and the merged part -> that bridge.
     """
 
     graph: fx.Graph
@@ -73,6 +91,7 @@ class Program:
     tied: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sources: dict[str, tuple[int | None, str]] = field(default_factory=dict)
+    bridges: dict[str, Bridge] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:

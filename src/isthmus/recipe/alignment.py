@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError
+from isthmus.recipe.parents import find
 from isthmus.recipe.schema import Align, Recipe
 from isthmus.recipe.text import Problems
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from isthmus.recipe.plan import Plan
     from isthmus.recipe.rows import Row
     from isthmus.symmetry import SymmetryGraph
+    from isthmus.weights.stored import Stored
 
 _WHERE = ("isthmus", "align")
 
@@ -57,15 +59,10 @@ def graph_file(align: Align, roots: Sequence[Path], inside: Path | None) -> Path
     """Where the graph is that a recipe names; None where it is nowhere that the recipe may name."""
     if align.graph is None:
         return None
-    found = [root / Path(align.graph).expanduser() for root in roots]
-    return next(
-        (
-            path
-            for path in found
-            if path.is_file() and (inside is None or path.resolve().is_relative_to(inside.resolve()))
-        ),
-        None,
-    )
+    found = find(align.graph, roots)
+    if found is None or not found.is_file():
+        return None
+    return found if inside is None or found.resolve().is_relative_to(inside.resolve()) else None
 
 
 def check(
@@ -163,9 +160,11 @@ def align(plan: Plan, file: Path, threads: int | None) -> Aligned:
     if (found := _kept(file, key)) is not None:
         return found
     graph, said = _graph(plan.graph, plan.parents[reference])
+    names = {} if plan.graph is not None else _file_names(graph, plan.parents[reference], opened[reference])
+    seen = {name: _Renamed(tensors, names) if names else tensors for name, tensors in opened.items()}
     alignment = weight_matching_by_parts(
         graph,
-        list(opened.values()),
+        list(seen.values()),
         reference=list(opened).index(reference),
         seed=plan.recipe.isthmus.seed,
         max_sweeps=wanted.max_sweeps,
@@ -173,7 +172,7 @@ def align(plan: Plan, file: Path, threads: int | None) -> Aligned:
         threads=threads,
     )
     told = [f"symmetries {said}", *_told(alignment, list(opened), reference)]
-    tensors, orders = _orders(alignment, opened)
+    tensors, orders = _orders(alignment, seen, names)
     described = {
         "isthmus.key": key,
         "isthmus.orders": json.dumps([[*place, dims] for place, dims in orders.items()]),
@@ -217,6 +216,42 @@ def _graph(file: Path | None, parent: Parent) -> tuple[SymmetryGraph, str]:
     return graph, f"of {file.name}, {said}".splitlines()[0]
 
 
+def _file_names(graph: SymmetryGraph, parent: Parent, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name in the model -> name in its files, where they are not the same (see `stored_names`)."""
+    if all(key in tensors for key in graph.layout):
+        return {}
+    import torch
+
+    from isthmus.program.pretrained import pretrained, stored_names
+
+    with torch.device("meta"):
+        model, _ = pretrained(str(parent.folder)).make({})
+    return stored_names(model)
+
+
+class _Renamed(Mapping[str, "Tensor"]):
+    """A checkpoint under the names of the model that loads it, read as lazily."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]):
+        self._tensors = tensors
+        self._names = {name: stored for name, stored in names.items() if stored in tensors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def stored(self, name: str) -> Stored:
+        """A tensor as it lies in its file."""
+        from isthmus.weights import stored
+
+        return stored(self._tensors, self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _told(alignment: Alignment, names: Sequence[str], reference: str) -> Iterator[str]:
     for index, name in enumerate(names):
         costs = [cost for cost in alignment.costs if cost.model == index]
@@ -232,7 +267,7 @@ def _told(alignment: Alignment, names: Sequence[str], reference: str) -> Iterato
 
 
 def _orders(
-    alignment: Alignment, opened: Mapping[str, Mapping[str, Tensor]]
+    alignment: Alignment, opened: Mapping[str, Mapping[str, Tensor]], stored: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[tuple[str, str], list[tuple[int, str]]]]:
     """Index tensors, each once, and which dimension of which weight takes which."""
     import torch
@@ -243,7 +278,7 @@ def _orders(
     tensors: dict[str, Tensor] = {
         "none": torch.empty(0, dtype=torch.int32)
     }  # a file holds one tensor at least
-    names: dict[bytes, str] = {}
+    keys: dict[bytes, str] = {}
     found: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for (model, weights), transport in zip(opened.items(), alignment.transports, strict=True):
         moved = {
@@ -256,8 +291,8 @@ def _orders(
             for dim, index in indices(graph, moved, key).items() if key in graph.layout else ():
                 narrow = index.to(torch.int32)
                 digest = hashlib.sha256(narrow.numpy().tobytes()).digest()
-                if digest not in names:
-                    names[digest] = str(len(names))
-                    tensors[names[digest]] = narrow
-                found.setdefault((model, name), []).append((dim, names[digest]))
+                if digest not in keys:
+                    keys[digest] = str(len(keys))
+                    tensors[keys[digest]] = narrow
+                found.setdefault((model, stored.get(name, name)), []).append((dim, keys[digest]))
     return tensors, found

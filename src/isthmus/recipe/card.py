@@ -6,7 +6,7 @@ Source: the hub's documentation of model cards (`base_model`, `base_model_relati
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from isthmus.recipe.parents import Parent, is_id
 from isthmus.recipe.schema import Recipe
@@ -38,6 +38,7 @@ def model_card(
     names: Mapping[str, str],
     hashes: Mapping[str, str],
     title: str,
+    measured: Sequence[str] = (),
 ) -> str:
     """The text of README.md.
 
@@ -48,6 +49,7 @@ def model_card(
         names: how each is called in public.
         hashes: of their contents, where known.
         title: of the card.
+        measured: what was found on data, a line each.
     """
     licence, why = licence_of(recipe, parents)
     ids = [parent.reference.path for parent in parents.values() if is_id(parent.reference.path)]
@@ -67,11 +69,12 @@ def model_card(
         f"| `{hashes.get(name, 'not taken')}` |"
         for name, parent in parents.items()
     ]
+    found = ["## Measured", "", *(f"- {line}" for line in measured), ""] if measured else []
     fence = "```" if "```" not in text else "`````"
     lines = [
         *front, "", f"# {' '.join(title.split()) or 'merged'}", "",
         f"Merged by isthmus with `{recipe.merge_method}`.", "",
-        "| model | role | licence | content |", "|---|---|---|---|", *table, "", why, "",
+        "| model | role | licence | content |", "|---|---|---|---|", *table, "", why, "", *found,
         "## Recipe", "", f"{fence}yaml", text.rstrip("\n"), fence, "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -25,7 +25,7 @@ TOKENIZER = (
 
 # Kinds of side files, and those of them that describe something that the output has its own of.
 _SIDE = (".json", ".txt", ".jinja", ".model", ".py")
-_OWN = {"config.json", "isthmus.json"}
+_OWN = {"config.json", "isthmus.json", "results.json"}
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,14 @@ def public_name(parent: Parent) -> str:
 
 
 def card(
-    recipe: Recipe, text: str, parents: Mapping[str, Parent], hashes: Mapping[str, str], out: Path
+    recipe: Recipe,
+    text: str,
+    parents: Mapping[str, Parent],
+    hashes: Mapping[str, str],
+    out: Path,
+    measured: Sequence[str] = (),
 ) -> Beside:
     """The output's README.md."""
     names = {name: public_name(parent) for name, parent in parents.items()}
-    return Beside("README.md", text=model_card(recipe, text, parents, names, hashes, recipe.name or out.name))
+    title = recipe.name or out.name
+    return Beside("README.md", text=model_card(recipe, text, parents, names, hashes, title, measured))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,16 @@ class Entry:
         """Bytes of its elements."""
         return math.prod(self.shape) * SIZES[self.dtype]
 
+    @property
+    def kind(self) -> str:
+        """The dtype as torch calls it: float32, int64, bool."""
+        integer = re.fullmatch(r"([IU])(\d+)", self.dtype)
+        if integer is not None:
+            return f"{'int' if integer[1] == 'I' else 'uint'}{integer[2]}"
+        return NAMES.get(self.dtype, self.dtype.lower())
+
     def __str__(self) -> str:
-        return f"{NAMES.get(self.dtype, self.dtype.lower())} {self.shape}"
+        return f"{self.kind} {self.shape}"
 
 
 @dataclass(frozen=True)

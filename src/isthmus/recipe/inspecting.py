@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from isthmus.recipe import headers
-from isthmus.recipe.headers import NAMES, Checkpoint
+from isthmus.recipe.headers import Checkpoint
 from isthmus.recipe.layers import layout, natural
 from isthmus.recipe.parents import card_field, content_hash, locate, read_json
 from isthmus.recipe.show import size
@@ -25,11 +25,13 @@ class Recorded:
         recipe: the recipe, as it was written.
         parents: name, role, hash and licence of each parent.
         version: of isthmus.
+        afterwards: what a repair and an evaluation came to (`Finished.as_dict`), if there was one.
     """
 
     recipe: str
     parents: tuple[Mapping[str, str], ...]
     version: str
+    afterwards: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,14 @@ class Inspection:
             "hash": self.hash,
             "merged": None
             if told is None
-            else {"recipe": told.recipe, "parents": [dict(p) for p in told.parents], "isthmus": told.version},
+            else {
+                "recipe": told.recipe,
+                "parents": [dict(p) for p in told.parents],
+                "isthmus": told.version,
+                "afterwards": told.afterwards,
+            },
             "entries": {
-                name: {"dtype": NAMES.get(e.dtype, e.dtype.lower()), "shape": list(e.shape)}
+                name: {"dtype": e.kind, "shape": list(e.shape)}
                 for name, e in sorted(entries.items(), key=lambda item: natural(item[0]))
             },
         }
@@ -84,7 +91,7 @@ class Inspection:
     def __str__(self) -> str:
         entries = self.checkpoint.entries
         count = sum(math.prod(e.shape) for e in entries.values() if e.learned)
-        dtypes = Counter(NAMES.get(e.dtype, e.dtype.lower()) for e in entries.values())
+        dtypes = Counter(e.kind for e in entries.values())
         held = ", ".join(f"{dtype} x {n}" for dtype, n in dtypes.most_common())
         files = len(self.checkpoint.files)
         held += f"), {_count(count)} parameters, {size(self.checkpoint.nbytes)} in {files} file"
@@ -102,6 +109,8 @@ class Inspection:
                 lines.append(
                     f"          {told}  {parent.get('licence', 'unknown')}  {parent.get('hash', '')[:30]}"
                 )
+            if self.recorded.afterwards is not None:
+                lines.append(f"measured  {json.dumps(self.recorded.afterwards, ensure_ascii=False)}")
             lines += ["recipe", *(f"  {line}" for line in self.recorded.recipe.rstrip().splitlines())]
         return "\n".join(lines)
 
@@ -143,7 +152,15 @@ def recorded(checkpoint: Checkpoint) -> Recorded | None:
         for entry in entries
         if isinstance(entry, dict)
     )
-    return Recorded(notes["isthmus.recipe"], told, notes.get("isthmus.version", "?"))
+    return Recorded(notes["isthmus.recipe"], told, notes.get("isthmus.version", "?"), _afterwards(notes))
+
+
+def _afterwards(notes: Mapping[str, str]) -> dict[str, object] | None:
+    try:
+        found: object = json.loads(notes.get("isthmus.afterwards", "null"))
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, object]", found) if isinstance(found, dict) else None
 
 
 def _architecture(config: Mapping[str, object]) -> str:

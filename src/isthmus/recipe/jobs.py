@@ -11,12 +11,13 @@ import torch
 from isthmus.engine import Adapter, Job, Order, Source
 from isthmus.recipe.dialect import METHODS, method_name
 from isthmus.recipe.headers import NAMES
+from isthmus.recipe.rows import Part
 from isthmus.recipe.vocabulary import is_tokens
 
 if TYPE_CHECKING:
     from isthmus.recipe.alignment import Aligned
     from isthmus.recipe.plan import Plan
-    from isthmus.recipe.rows import Part, Row
+    from isthmus.recipe.rows import Row
 
 _INTEGERS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -73,6 +74,20 @@ class Jobs:
         self.jobs: list[Job] = [self._job(row) for row in plan.rows]
         if self.padding:
             self.checkpoints.append(padding_file)
+
+    def of(self, model: str) -> dict[str, Source]:
+        """One parent's tensors under the output's names, as the merge reads them.
+
+        Args:
+            model: the recipe's name of it; tensors that are not merged are its own where it has them.
+        """
+        found: dict[str, Source] = {}
+        for row in self._plan.rows:
+            part = next((part for part in row.parts if part.model == model), None)
+            if part is None and row.name in self._plan.parents[model].checkpoint.entries:
+                part = Part(model, row.name)
+            found[row.name] = self._source(row, part or row.parts[0], row.parts)
+        return found
 
     def _job(self, row: Row) -> Job:
         if row.how != "merged":

@@ -94,9 +94,11 @@ class Misfits:
                 f"the vocabularies differ by {max(sizes) - min(sizes)} rows; add `tokenizer: {{source: union}}`, "
                 f'or isthmus: {{skip: ["{name}"]}}'
             )
-        what = (
-            f"{len(self.mismatched)} of {len(self.mismatched) + rows} tensors cannot be merged: shapes differ"
+        shapes = any(
+            len({what.partition(" ")[2] for _, what in entries}) > 1 for _, entries in self.mismatched
         )
+        why = "shapes differ" if shapes else "integers in one model are weights in another"
+        what = f"{len(self.mismatched)} of {len(self.mismatched) + rows} tensors cannot be merged: {why}"
         self._problems.add(self._place_of(odd, top), "\n".join([what, *lines]), hint)
 
     def _why_missing(self, model: str, names: Sequence[str]) -> str | None:

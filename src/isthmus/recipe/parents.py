@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -78,7 +78,24 @@ class Parent:
 
 def is_id(text: str) -> bool:
     """Whether a text looks like `org/name` on the hub, rather than a path."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text)) and not Path(text).exists()
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text)) and not exists(Path(text))
+
+
+def exists(path: Path) -> bool:
+    """Whether something is at a path; at one that no disk can have there is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL in it
+        return False
+
+
+def find(text: str, roots: Iterable[Path]) -> Path | None:
+    """What a path means, in the first folder in which something is there."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # ~ of nobody
+        return None
+    return next((root / path for root in roots if exists(root / path)), None)
 
 
 def locate(text: str, revision: str | None, roots: tuple[Path, ...], *, inside: Path | None = None) -> Path:
@@ -96,10 +113,13 @@ def locate(text: str, revision: str | None, roots: tuple[Path, ...], *, inside: 
     """
     if inside is not None:
         return _locate_inside(text, inside)
-    path = Path(text).expanduser()
-    for root in roots:
-        if (root / path).exists():
-            return root / path
+    if (found := find(text, roots)) is not None:
+        return found
+    if "://" in text:
+        raise WeightsError(
+            f"{text} is a URL, and a recipe reads folders, files and models of the hub",
+            hint="isthmus.merge_files reads URLs range by range; or mount the bucket, or copy the model",
+        )
     if not is_id(text):
         raise WeightsError(f"{text} does not exist")
     from isthmus.weights.hub import download  # imports torch: only where the hub is needed
@@ -111,9 +131,9 @@ def _locate_inside(text: str, folder: Path) -> Path:
     for found in (folder / text, folder / Path(text).name):
         # Links are followed first, so that none leads out.
         if (
-            found.resolve().is_relative_to(folder.resolve())
+            exists(found)
+            and found.resolve().is_relative_to(folder.resolve())
             and found.resolve() != folder.resolve()
-            and found.exists()
         ):
             return found
     raise WeightsError(f"{text} is not in {folder}, and a recipe from inside a model leads nowhere else")

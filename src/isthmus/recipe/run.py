@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,19 +16,22 @@ import torch
 from torch import Tensor
 
 from isthmus import progress, weights
-from isthmus.engine import File, Work
-from isthmus.engine.local import Written
+from isthmus.engine import File, Job, Source, Work
+from isthmus.engine.local import Written, key
 from isthmus.engine.local import run as run_locally
 from isthmus.engine.ray import run as run_on_ray
 from isthmus.engine.sources import reader
 from isthmus.errors import InputError, MismatchError, WeightsError
 from isthmus.recipe import headers
 from isthmus.recipe.alignment import align
+from isthmus.recipe.finish import Finished, TensorsOf, Trial
 from isthmus.recipe.folder import Beside, card, provenance
 from isthmus.recipe.jobs import Jobs, Padding
 from isthmus.recipe.parents import content_hash
 from isthmus.recipe.plan import Plan, check_room
+from isthmus.recipe.results import results_of
 from isthmus.recipe.show import size
+from isthmus.report.page import page as render_page
 
 #: What can do the work.
 ENGINES = ("local", "ray")
@@ -41,6 +47,7 @@ class Outcome:
         hashes: of the parents' contents, by the recipe's own names.
         checks: what was looked at afterwards, in words.
         aligned: how models were brought to one order of units first, in words.
+        finished: what came of repairing and measuring, where the recipe asks for it.
     """
 
     folder: Path
@@ -48,6 +55,7 @@ class Outcome:
     hashes: Mapping[str, str]
     checks: tuple[str, ...]
     aligned: tuple[str, ...] = ()
+    finished: Finished | None = None
 
     def as_dict(self) -> dict[str, object]:
         """What was made, as plain data for JSON."""
@@ -59,10 +67,12 @@ class Outcome:
             "parents": dict(self.hashes),
             "checks": list(self.checks),
             "aligned": list(self.aligned),
+            "finished": None if self.finished is None else self.finished.as_dict(),
         }
 
     def __str__(self) -> str:
         told = [f"aligned: {line}" for line in self.aligned] + [f"checked: {line}" for line in self.checks]
+        told += self.finished.told if self.finished is not None else ()
         return "\n".join([str(self.written), *told])
 
 
@@ -101,31 +111,105 @@ def run(
     limits = plan.recipe.isthmus.limits
     _check_agreed(plan)
     _check_tokens(plan)
+    trial = Trial(plan) if plan.after is not None else None
     hashes = _hashes(plan)
-    # A fixed place, so that a run after a kill finds the same inputs and goes on.
-    padding = out.absolute().with_name(f".{out.name}.padding.safetensors")
-    orders = out.absolute().with_name(f".{out.name}.aligned.safetensors")
+    # Fixed places, so that a run after a kill finds the same inputs and goes on.
+    padding, orders, repaired = (
+        out.absolute().with_name(f".{out.name}.{kind}.safetensors")
+        for kind in ("padding", "aligned", "repaired")
+    )
     threads, max_memory = threads or limits.threads, max_memory or limits.memory
     aligned = align(plan, orders, threads) if plan.recipe.isthmus.align is not None else None
     made = Jobs(plan, str(padding), aligned)
+    sources = {name: made.of(name) for name in plan.parents} if trial is not None else {}
     if made.padding:
         _write_padding(list(made.padding.values()), made.checkpoints)
-    files = [*plan.files, card(plan.recipe, plan.text, plan.parents, hashes, out)]
     work = Work(
         checkpoints=tuple(made.checkpoints),
         jobs=tuple(made.jobs),
         out=str(out.absolute()),
         shard_size=shard_size or limits.shard_size or Work.shard_size,
-        metadata=provenance(plan.recipe, plan.text, hashes, plan.parents),
-        files=tuple(_file(file) for file in files),
     )
-    if engine == "ray":
-        written = run_on_ray(work, address=address, threads=threads, max_memory=max_memory)
-    else:
-        written = run_locally(work, threads=threads, max_memory=max_memory)
-    padding.unlink(missing_ok=True)
-    orders.unlink(missing_ok=True)
-    return Outcome(out, written, hashes, tuple(_look(plan, out)), aligned.told if aligned is not None else ())
+
+    def do(part: Work) -> Written:
+        if engine == "ray":
+            return run_on_ray(part, address=address, threads=threads, max_memory=max_memory)
+        return run_locally(part, threads=threads, max_memory=max_memory)
+
+    began, finished, again = time.monotonic(), None, 0
+    staged = out.absolute().with_name(f".{out.name}.merged")
+    if trial is not None:
+        checkpoints = [weights.open(path) for path in work.checkpoints]
+        again = _stage(dataclasses.replace(work, out=str(staged)), key(work, checkpoints), do)
+        parents = {name: TensorsOf(found, checkpoints) for name, found in sources.items()}
+        finished = trial.finish(staged, parents, {job.name: job.dtype for job in work.jobs})
+        work = _copied(work, staged, repaired, finished.changed)
+    written = do(
+        dataclasses.replace(
+            work,
+            metadata={
+                **provenance(plan.recipe, plan.text, hashes, plan.parents),
+                **(finished.provenance() if finished is not None else {}),
+            },
+            files=tuple(_file(file) for file in _files(plan, hashes, out, finished)),
+        )
+    )
+    for file in (padding, orders, repaired):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(staged, ignore_errors=True)
+    if finished is not None:
+        written = dataclasses.replace(
+            written, seconds=time.monotonic() - began, resumed=again or written.resumed
+        )
+    told = aligned.told if aligned is not None else ()
+    return Outcome(out, written, hashes, tuple(_look(plan, out)), told, finished)
+
+
+def _files(plan: Plan, hashes: Mapping[str, str], out: Path, finished: Finished | None) -> list[Beside]:
+    """What lies beside the tensors; the card, and the report if one is asked for, tell what was found."""
+    measured = finished.told if finished is not None else ()
+    files = [*plan.files, card(plan.recipe, plan.text, plan.parents, hashes, out, measured)]
+    page = plan.recipe.isthmus.report
+    if page is not None and finished is not None:
+        results = results_of(plan, finished)
+        files.append(Beside("results.json", text=results.model_dump_json(indent=2) + "\n"))
+        files.append(Beside(page, text=render_page(results)))
+    return files
+
+
+def _stage(work: Work, identity: str, do: Callable[[Work], Written]) -> int:
+    """Merge into a hidden folder, unless an interrupted run of the same work has.
+
+    Returns:
+        How many tensors an interrupted run had finished.
+
+    Raises:
+        InputError: something else is in the way.
+    """
+    folder = Path(work.out)
+    if folder.exists():
+        try:
+            held = weights.metadata(folder)
+        except WeightsError:
+            held = {}
+        if held.get("isthmus.key") == identity:
+            return len(work.jobs)
+        if "isthmus.key" not in held:
+            raise InputError(f"{folder} is in the way, and no merge has made it", hint="remove it")
+        shutil.rmtree(folder)
+    return do(dataclasses.replace(work, metadata={"isthmus.key": identity})).resumed
+
+
+def _copied(work: Work, staged: Path, file: Path, changed: Mapping[str, Tensor]) -> Work:
+    """The same tensors from where they are now: what the repair changed, and the merge as it came."""
+    if changed:
+        weights.save(changed, file)
+    jobs = tuple(
+        Job(job.name, job.shape, job.dtype, (Source(int(job.name in changed), job.name),))
+        for job in work.jobs
+    )
+    checkpoints = (str(staged), str(file)) if changed else (str(staged),)
+    return dataclasses.replace(work, jobs=jobs, checkpoints=checkpoints)
 
 
 def _file(file: Beside) -> File:

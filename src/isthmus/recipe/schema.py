@@ -7,6 +7,7 @@ misspelt key, a parameter that no method has) is an error here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, cast
 
@@ -334,6 +335,24 @@ def _aligning(value: object) -> object:
 Aligning = Annotated[Align | None, BeforeValidator(_aligning)]
 
 
+def _repairing(value: object) -> object:
+    if value is None or isinstance(value, str):
+        return None if value is None else {"method": value}
+    given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    if not isinstance(given.get("method"), str):
+        raise ValueError(f"{_short(value)} is no repair: write its name, or {{method: NAME, OPTION: VALUE}}")
+    return value
+
+
+Repairing = Annotated[dict[str, object] | None, BeforeValidator(_repairing)]
+
+
+def _page(value: object) -> object:
+    if value is not None and not re.fullmatch(r"\w[\w .-]*\.html", str(value)):
+        raise ValueError(f"{_short(value)} is no page: write a name such as report.html, without a folder")
+    return value
+
+
 class Ours(Strict):
     """The block `isthmus:`, for what mergekit has not.
 
@@ -345,9 +364,15 @@ class Ours(Strict):
         limits: memory, threads, bytes per file.
         licence: what the card says the licence is, where the parents' cannot be summed up.
         align: how models are brought together first; a method's name alone stands for its defaults.
-        repair: how activations get their statistics back.
-        evaluate: what to measure afterwards.
-        report: a page to write.
+        model: what the merged weights are run in, as `--arch` has it ("isthmus.zoo:vgg16 base=16"); by default
+            what the output's config.json describes.
+        data: what it is run on, as `--data` has it.
+        calibration: at most this many examples are used to repair, from the training data; 0 for all.
+        validation: examples (or their share) kept from the training data, by which a repair is kept or not; by
+            default those that the data comes with, else a tenth.
+        repair: how activations get their statistics back; a method's name alone stands for its defaults.
+        evaluate: measure parents and merge on the test data; by this a repair is kept or not.
+        report: the name of a page to write into the output.
     """
 
     convention: Literal["mergekit", "paper"] = "mergekit"
@@ -357,9 +382,13 @@ class Ours(Strict):
     limits: Limits = Limits()
     licence: str | None = None
     align: Aligning = None
-    repair: str | None = None
-    evaluate: str | None = None
-    report: str | None = None
+    model: str | None = None
+    data: str | None = None
+    calibration: Annotated[int, Field(ge=0)] = 5000
+    validation: Annotated[float | int, Field(gt=0)] | None = None
+    repair: Repairing = None
+    evaluate: Literal["accuracy", "loss"] | None = None
+    report: Annotated[str | None, BeforeValidator(_page)] = None
 
 
 def _dtype(value: object) -> object:

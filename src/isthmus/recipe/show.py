@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from isthmus.recipe.alignment import reference_of
 from isthmus.recipe.parents import Parent
+from isthmus.recipe.schema import Align
 from isthmus.recipe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from isthmus.recipe.afterwards import Afterwards
     from isthmus.recipe.plan import Plan
     from isthmus.recipe.rows import Row
 
@@ -48,13 +51,39 @@ def describe(plan: Plan) -> str:
     ]
     if plan.vocabulary is not None:
         lines += _vocabulary_lines(plan.vocabulary, plan.parents)
+    if plan.recipe.isthmus.align is not None:
+        lines.append(_first(plan, plan.recipe.isthmus.align))
     minutes = f"{plan.seconds:.0f} s" if plan.seconds < 100 else f"{plan.seconds / 60:.0f} min"
     lines.append(
         f"needs   about {minutes} on {plan.threads} threads, {size(plan.memory)} of memory, "
-        f"{size(plan.bytes_written)} of disk; reads {size(plan.bytes_read)}"
+        f"{size(plan.disk)} of disk; reads {size(plan.bytes_read)}"
     )
+    if plan.after is not None:
+        lines.append(_after(plan, plan.after))
     lines += [f"note    {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def _first(plan: Plan, align: Align) -> str:
+    by = plan.graph.name if plan.graph is not None else "the symmetries of config.json"
+    streams = "residual streams too" if align.residual == "match" else "residual streams left as they are"
+    reference = reference_of(plan.recipe, plan.parents)
+    return (
+        f"first   aligned to {reference} by {align.method} and {by}, {streams} (time and memory not counted)"
+    )
+
+
+def _after(plan: Plan, after: Afterwards) -> str:
+    ours = plan.recipe.isthmus
+    steps: list[str] = []
+    if after.repair is not None:
+        steps.append(f"{after.repair['method']}, kept if it is better on validation data")
+    if ours.evaluate is not None:
+        whom = "parents and merge" if after.whole else "the merge"
+        steps.append(f"{whom} measured on the test split")
+    if ours.report is not None:
+        steps.append(f"{ours.report} and results.json written")
+    return f"then    {'; '.join(steps)}; {after.model or 'the model of config.json'} on {ours.data} (time not counted)"
 
 
 def _vocabulary_lines(vocabulary: Vocabulary, parents: Mapping[str, Parent]) -> list[str]:
@@ -173,9 +202,14 @@ def as_dict(plan: Plan) -> dict[str, object]:
         ],
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
+        "disk": plan.disk,
         "memory": plan.memory,
         "seconds": round(plan.seconds, 1),
         "vocabulary": None if plan.vocabulary is None else _vocabulary_dict(plan.vocabulary),
+        "aligned": None
+        if plan.recipe.isthmus.align is None
+        else _first(plan, plan.recipe.isthmus.align).removeprefix("first   "),
+        "afterwards": None if plan.after is None else _after(plan, plan.after).removeprefix("then    "),
         "files": [file.name for file in plan.files],
         "notes": list(plan.notes),
         "tensors": [_row_dict(row) for row in plan.rows],

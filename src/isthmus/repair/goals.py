@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.features import Features, Request, collect
+from isthmus.features import Features, Moments, Request, collect
+from isthmus.maps import Transport
 from isthmus.program import Program
 from isthmus.repair.selection import repairable
 from isthmus.repair.writers import writer_of
@@ -38,6 +39,7 @@ def goals(
     *,
     device: torch.device | str | None = None,
     limit: int | None = None,
+    transports: Sequence[Transport] | None = None,
 ) -> dict[str, Goal]:
     """Measure the models and average their statistics.
 
@@ -49,6 +51,8 @@ def goals(
         values: outputs of linear and conv operations; None for all that are repaired by default.
         device: where to run; None for where model 0 is.
         limit: number of examples after which to stop.
+        transports: where units are mixed, moved models are no networks that could be measured. With the models'
+            transports, `models` are those of `Transport.own`, and what is measured of them is moved.
 
     Returns:
         A goal for each value.
@@ -61,7 +65,7 @@ def goals(
         average of standard deviations, not of variances. Statistics are pooled over the data, where
         their code averages those of batches.
     """
-    wanted = moments(program, models, data, values, device=device, limit=limit)
+    wanted = moments(program, models, data, values, device=device, limit=limit, transports=transports)
     return goals_of(wanted, shares)
 
 
@@ -73,6 +77,7 @@ def moments(
     *,
     device: torch.device | str | None = None,
     limit: int | None = None,
+    transports: Sequence[Transport] | None = None,
 ) -> Features:
     """The models' own statistics, from which the goals of any shares follow (a sweep measures once).
 
@@ -88,7 +93,23 @@ def moments(
             requests.append(Request(value, writer.axis))
     if wrong:
         raise InputError(f"{len(wrong)} values are no outputs of a linear or conv operation", wrong)
-    return collect(program, models, data, requests, device=device, limit=limit)
+    if transports is None:
+        return collect(program, models, data, requests, device=device, limit=limit)
+    programs = [transport.graph.program for transport in transports]
+    found = collect(programs, models, data, requests, device=device, limit=limit)
+    return replace(found, moments={key: _moved(m, transports) for key, m in found.moments.items()})
+
+
+def _moved(stats: Moments, transports: Sequence[Transport]) -> Moments:
+    value, axis = stats.request.value, stats.request.axis
+    pairs = [
+        transport.statistics(value, axis, mean.cpu(), variance.cpu())
+        for transport, mean, variance in zip(transports, stats.mean, stats.variance, strict=True)
+    ]
+    device = stats.mean[0].device
+    return replace(
+        stats, mean=tuple(m.to(device) for m, _ in pairs), variance=tuple(v.to(device) for _, v in pairs)
+    )
 
 
 def goals_of(features: Features, shares: Sequence[float]) -> dict[str, Goal]:
@@ -102,7 +123,7 @@ def goals_of(features: Features, shares: Sequence[float]) -> dict[str, Goal]:
         InputError: other shares than that.
     """
     found: dict[str, Goal] = {}
-    for (value, _), stats in features.moments.items():
+    for stats in features.moments.values():
         if len(shares) != len(stats.mean) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise InputError(
                 f"shares {tuple(shares)} do not weigh {len(stats.mean)} models",
@@ -110,5 +131,5 @@ def goals_of(features: Features, shares: Sequence[float]) -> dict[str, Goal]:
             )
         mean = sum((w * m for w, m in zip(shares, stats.mean, strict=True)), torch.zeros_like(stats.mean[0]))
         std = sum((w * s for w, s in zip(shares, stats.std, strict=True)), torch.zeros_like(stats.std[0]))
-        found[value] = Goal(mean, std)
+        found[stats.request.value] = Goal(mean, std)
     return found

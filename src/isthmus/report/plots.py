@@ -36,7 +36,7 @@ def figure_json(chart: Chart) -> str:
     figures = {
         theme.name: json.loads(str(go.Figure(figure(chart, theme, names)).to_json())) for theme in THEMES
     }
-    return _script_safe(json.dumps(figures, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+    return script_safe(json.dumps(figures, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
 
 
 def plotly_js() -> str:
@@ -68,7 +68,7 @@ class Label:
 def figure(chart: Chart, theme: Theme, names: Sequence[Label]) -> Spec:
     """A chart as a plotly figure, in plain dictionaries."""
     (left, right), (low, high) = _ranges(chart)
-    x_axis: Spec = {"title": {"text": _plain(chart.x_title)}, "range": [left, right]}
+    x_axis: Spec = {"title": {"text": plain(chart.x_title)}, "range": [left, right]}
     if chart.ticks:
         # Categories, so that hovering names the layer; ticks are their numbers, since names do not fit.
         every = range(0, len(chart.ticks), math.ceil(len(chart.ticks) / 10))
@@ -77,7 +77,7 @@ def figure(chart: Chart, theme: Theme, names: Sequence[Label]) -> Spec:
         x_axis["ticktext"] = [str(i + 1) for i in every]
     else:
         x_axis |= {"tickvals": [0, 0.25, 0.5, 0.75, 1], "hoverformat": ".4~g"}
-    y_axis: Spec = {"title": {"text": _plain(chart.y_title)}, "range": [low, high], "nticks": 7}
+    y_axis: Spec = {"title": {"text": plain(chart.y_title)}, "range": [low, high], "nticks": 7}
     if chart.log:
         y_axis["type"] = "log"
         if len(values := _log_ticks(*chart.bounds)) > 1:  # else plotly finds ticks within the decade
@@ -170,7 +170,7 @@ def _trace(chart: Chart, line: Line, theme: Theme) -> Spec:
     return {
         "type": "scatter",
         "mode": "lines+markers" if few else "lines",
-        "name": _plain(line.name),
+        "name": plain(line.name),
         "x": [_category(chart, x) for x in line.x] if chart.ticks else list(line.x),
         "y": [y if drawable(y, log=chart.log) else None for y in line.y],
         "line": {"color": ink, "width": 2.2, "dash": DASHES[line.style % len(DASHES)]},
@@ -186,12 +186,12 @@ def _trace(chart: Chart, line: Line, theme: Theme) -> Spec:
 
 
 def _category(chart: Chart, x: float) -> str:
-    return _plain(f"{int(x) + 1}  {chart.ticks[int(x)]}")  # the number keeps equal names apart
+    return plain(f"{int(x) + 1}  {chart.ticks[int(x)]}")  # the number keeps equal names apart
 
 
 def _annotation(name: Label, theme: Theme, *, log: bool) -> Spec:
     return {
-        "text": _plain(name.text),
+        "text": plain(name.text),
         "x": name.x,
         "y": math.log10(name.y) if log else name.y,
         "xanchor": name.at.anchor,
@@ -210,11 +210,11 @@ def _mark(chart: Chart, name: str, y: float) -> str:
     return f"{text.short(name, LABEL_LENGTH)} {value}"
 
 
-def _plain(words: str) -> str:
+def plain(words: str) -> str:
     """Text that plotly shows as it is: it reads a subset of HTML, links included."""
     return html.escape(words, quote=False)
 
 
-def _script_safe(source: str) -> str:
+def script_safe(source: str) -> str:
     """JSON that no HTML parser can mistake for the end of its element."""
     return source.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -154,6 +154,7 @@ _LAWS: dict[str, dict[str, Law]] = {
     "alignment": {
         "function-kept": alignments.function_kept,
         "planted-found": alignments.planted_found,
+        "planted-exact": alignments.planted_exact,
         "copies-give-the-model": alignments.copies_stay,
         "inverts": alignments.inverts,
         "batching-free": alignments.batching_free,

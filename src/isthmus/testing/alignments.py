@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import torch
+
 from isthmus.align import Alignment
 from isthmus.testing.calls import EXACT, Call, Weights, all_close, all_same_bytes, close, with_generator
 from isthmus.testing.subjects import Subject, subject_of
@@ -13,7 +15,8 @@ from isthmus.testing.subjects import Subject, subject_of
 def _align(
     call: Call, subject: Subject, models: Sequence[Weights], reference: int = 0, batch: int = 24
 ) -> Alignment:
-    found = call(subject.graph, models, reference=reference, data=list(subject.data.split(batch)), seed=0)
+    data = list(zip(subject.data.split(batch), subject.targets.split(batch), strict=True))
+    found = call(subject.graph, models, reference=reference, data=data, seed=0)
     assert isinstance(found, Alignment), f"it returns a {type(found).__name__}, no Alignment"
     return found
 
@@ -38,6 +41,24 @@ def planted_found(call: Call) -> None:
         for index, after in enumerate(moved):
             what = f"{name}, model {index}, a reordered copy of reference {reference}"
             all_close(after, models[reference], what, EXACT)
+
+
+def planted_exact(call: Call) -> None:
+    """A model merged with reordered copies of itself computes the model, also where units are grouped or mixed."""
+    for name, reference in (("mlp", 0), ("conv", 1), ("conv-bn", 2), ("attention", 0)):
+        subject = subject_of(name)
+        models = subject.copies()
+        for count, weights in ((2, (0.9, 0.1)), (2, (0.1, 0.9)), (3, (0.5, 0.3, 0.2))):
+            alignment = _align(call, subject, models[:count], min(reference, count - 1))
+            moved = alignment.apply(models[:count], weights)
+            merged = {
+                key: sum((w * m[key] for w, m in zip(weights, moved, strict=True)), torch.zeros(()).double())
+                if tensor.is_floating_point()
+                else tensor
+                for key, tensor in moved[0].items()
+            }
+            what = f"{name}, the output of {count} reordered copies merged at {weights}"
+            close(subject.run(merged), subject.run(models[0]), what, EXACT)
 
 
 def copies_stay(call: Call) -> None:

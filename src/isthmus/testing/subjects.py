@@ -32,6 +32,11 @@ class Subject:
         assert isinstance(out, Tensor)
         return out
 
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        """What the first model answers to the data."""
+        return self.run(self.models[0]).argmax(1)
+
     def copies(self) -> list[Weights]:
         """A model and two copies of it in other orders."""
         found = [dict(self.models[0])]

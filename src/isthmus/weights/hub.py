@@ -26,7 +26,10 @@ def is_hub_id(text: str) -> bool:
         text: what the user wrote.
     """
     here = Path(text)
-    return bool(_ID.fullmatch(text)) and not here.exists() and not here.parent.exists()
+    try:
+        return bool(_ID.fullmatch(text)) and not here.exists() and not here.parent.exists()
+    except OSError:  # too long for a name, here or there
+        return False
 
 
 def download(text: str) -> Path:
@@ -61,11 +64,14 @@ def download(text: str) -> Path:
                 allow_patterns=[*patterns, *_BESIDE],
                 ignore_patterns=["*/*"],
             )
-        except (OSError, ValueError) as error:  # the hub's errors are these two
+        except Exception as error:  # the hub's own errors, and those of the library that it fetches with
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
             raise WeightsError(
                 f"{text} is no file here, and the hub does not give it",
-                [(str(error) or type(error).__name__).splitlines()[0]],
-                hint="check the name; a gated model needs `hf auth login`",
+                [
+                    f"{type(error).__name__}: {first}"
+                ],  # whether the model or the revision is missing, the name says
+                hint="check the name and the revision; a gated model needs `hf auth login`",
             ) from error
         folder = Path(told)
         if any(file.match(pattern) for file in folder.iterdir() for pattern in patterns):

@@ -96,7 +96,10 @@ def locate(path: str | os.PathLike[str]) -> Where:
         return _in_folder(Url(text))
     if is_hub_id(text):
         return _in_folder(download(text))
-    return _in_folder(Path(path))
+    try:
+        return _in_folder(Path(path))
+    except OSError as error:  # no name that a disk can have, or a folder that may not be read
+        raise WeightsError(f"{text[:80]} cannot be read", [str(error.strerror)]) from None
 
 
 def _open_file(path: Where) -> Mapping[str, Tensor]:

@@ -6,7 +6,7 @@ from .dataset import Dataset
 from .embedded import digits
 from .idx import fashion_mnist
 from .loader import Augment, Loader
-from .sources import open_data
+from .sources import find_data, open_data
 
 __all__ = [
     "Augment",
@@ -15,6 +15,7 @@ __all__ = [
     "cifar10",
     "digits",
     "fashion_mnist",
+    "find_data",
     "npz",
     "open_data",
     "save_npz",

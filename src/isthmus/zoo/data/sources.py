@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from isthmus.errors import DataError, InputError
@@ -33,26 +33,52 @@ def open_data(spec: str | Path) -> Dataset:
         InputError: no such kind and no such path.
         DataError, UnsafeFileError, MissingExtraError: as the reader of that kind.
     """
+    try:
+        kind, path = find_data(spec)
+    except InputError as error:
+        raise type(error)(f"--data {error.what}", error.where, error.hint) from None
+    return digits() if path is None else FROM_PATH[kind](path)
+
+
+def find_data(spec: str | Path, roots: Sequence[Path] = (Path(),)) -> tuple[str, Path | None]:
+    """What a data set's name means; nothing of it is read.
+
+    Args:
+        spec: as for `open_data`.
+        roots: folders in which relative paths begin, the first in which there is something counts.
+
+    Returns:
+        Its kind, and where it is; no path for what isthmus brings along.
+
+    Raises:
+        InputError: no such kind and no such path.
+        DataError: nothing is at the path, or nothing that is known.
+    """
     text = str(spec)
     kind, colon, rest = text.partition(":")
     if text == "digits":
-        return digits()
-    if colon and kind in FROM_PATH:
-        if not rest:
-            raise InputError(f"--data {text}: a path is missing after the colon")
-        path = Path(rest).expanduser()
-        if not path.exists():
-            raise DataError(f"--data {text}: there is no {path}")
-        return FROM_PATH[kind](path)
-    path = Path(text).expanduser()
-    if not path.exists():
+        return text, None
+    known = bool(colon) and kind in FROM_PATH
+    if known and not rest:
+        raise InputError(f"{text}: a path is missing after the colon")
+    try:
+        named = Path(rest if known else text).expanduser()
+        found = next((root / named for root in roots if (root / named).exists()), None)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # no name of a file: too long, of a user that is none
+        raise InputError(f"{text[:80]}: {error}", hint=f"data is {USAGE}") from None
+    if found is None and known:
+        raise DataError(f"{text}: there is no {named}")
+    if found is None:
         near = difflib.get_close_matches(kind, ["digits", *FROM_PATH], n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"--data {text}: neither a kind of data nor a path that exists",
-            hint=f"{guess}data is {USAGE}",
+            f"{text}: neither a kind of data nor a path that exists", hint=f"{guess}data is {USAGE}"
         )
-    return FROM_PATH[_sniffed(path)](path)
+    return kind if known else _sniffed(found), found
 
 
 def _sniffed(path: Path) -> str:

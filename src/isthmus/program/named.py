@@ -1,10 +1,13 @@
-"""Models named on the command line: `torchvision:NAME`, `timm:NAME`, `hf:PATH` or `package.module:factory`."""
+"""Models named in text: `torchvision:NAME`, `timm:NAME`, `hf:PATH` or `package.module:factory`."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import InputError
@@ -12,11 +15,11 @@ from isthmus.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from isthmus.program import Inputs
+    from isthmus.program.batches import Inputs
 
-MODEL = (
-    "torchvision:NAME, timm:NAME, hf:PATH (a folder or hub name with a config.json), "
-    "package.module:factory, or a graph that was saved (.json)."
+#: How a model is named, for messages.
+USAGE = (
+    "torchvision:NAME, timm:NAME, hf:PATH (a folder or hub name with a config.json) or package.module:factory"
 )
 
 #: The shape of an input where nothing else is known: small images.
@@ -55,7 +58,7 @@ def find(name: str, options: Mapping[str, object], shape: Sequence[int] | None, 
     """
     source, colon, rest = name.partition(":")
     if not colon or not rest:
-        raise InputError(f"{name!r} names no model", hint=f"MODEL is {MODEL}")
+        raise InputError(f"{name!r} names no model", hint=f"a model is {USAGE}")
     if source == "torchvision":
         return _torchvision(rest, options, shape)
     if source == "timm":
@@ -72,12 +75,73 @@ def find(name: str, options: Mapping[str, object], shape: Sequence[int] | None, 
         return Named(found.title, found.make, found.narrower)
 
     def make(more: Mapping[str, object]) -> tuple[nn.Module, Inputs]:
-        from isthmus.cli import inputs
-
-        return inputs.build(name, {**options, **more}), _example(shape or SHAPE, tokens)
+        return build(name, {**options, **more}), _example(shape or SHAPE, tokens)
 
     said = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
     return Named(said, make, weigh=False)
+
+
+def build(name: str, options: Mapping[str, object]) -> nn.Module:
+    """Call the factory that a name means.
+
+    Args:
+        name: `package.module:factory`, or `torchvision:NAME`.
+        options: arguments of the factory.
+
+    Raises:
+        InputError: no such module or factory, or arguments it does not take.
+    """
+    module_name, colon, factory_name = name.partition(":")
+    if not colon or not factory_name:
+        raise InputError(f"{name}: a factory is missing", hint="write it as package.module:factory")
+    # A factory in a file of the current folder is found as python would find it.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(
+            "torchvision.models" if module_name == "torchvision" else module_name
+        )
+    except (ImportError, RuntimeError) as error:
+        # RuntimeError: what a torchvision built for another torch says.
+        raise InputError(f"{name}: {module_name} cannot be imported", [str(error)]) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise InputError(f"{name}: {module_name} has no factory {factory_name!r}")
+    try:
+        model = factory(**options)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from error
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} made a {type(model).__name__}, not a torch module")
+    return model.eval()
+
+
+def separate(items: Sequence[str]) -> tuple[list[str], dict[str, object]]:
+    """Tell names and files from key=value arguments of an architecture.
+
+    Values are read as JSON where they are JSON (16, true, [1, 2]) and as text otherwise (bn).
+
+    Args:
+        items: words, as a shell or a recipe gives them.
+
+    Examples:
+        >>> separate(["isthmus.zoo:vgg16", "base=16", "norm=bn"])
+        (['isthmus.zoo:vgg16'], {'base': 16, 'norm': 'bn'})
+    """
+    paths: list[str] = []
+    arguments: dict[str, object] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if equals and key.isidentifier() and not Path(item).exists():
+            try:
+                arguments[key] = json.loads(value)
+            except json.JSONDecodeError:
+                arguments[key] = value
+        else:
+            paths.append(item)
+    return paths, arguments
 
 
 def _example(shape: Sequence[int], tokens: bool = False) -> Tensor:

@@ -1,0 +1,65 @@
+"""What makes each unit of a space, as one row of numbers: its incoming weights, biases and norms."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.errors import InputError
+from isthmus.maps import Map, Transport, positions_in
+from isthmus.symmetry import SymmetryGraph, spaces_of
+
+
+def in_order(graph: SymmetryGraph, spaces: Sequence[str]) -> list[str]:
+    """Spaces in the order in which the program first writes them."""
+    first = {
+        name: min(
+            (i for i, axes in enumerate(graph.layout.values()) if any(name in spaces_of(a) for a in axes)),
+            default=len(graph.layout),
+        )
+        for name in spaces
+    }
+    return sorted(spaces, key=first.__getitem__)
+
+
+def rows(
+    graph: SymmetryGraph,
+    weights: Mapping[str, Tensor],
+    space: str,
+    maps: Mapping[str, Map],
+    known: Collection[str] | None = None,
+) -> Float[Tensor, "units features"]:
+    """Everything that writes a space, unit by unit, with what it reads turned by maps.
+
+    Args:
+        graph: the model's symmetries.
+        weights: its state dict.
+        space: the space; its own map is left out.
+        maps: space -> map of what is read.
+        known: weights that read other spaces than these are left out; all take part where not given.
+
+    Raises:
+        InputError: nothing is left to tell the units by.
+    """
+    members = [m for m in graph.spaces[space].members if m.role == "writes" and m.key in weights]
+    usable = [
+        m
+        for m in members
+        if known is None
+        or all(name in known or name == space for axis in graph.layout[m.key] for name in spaces_of(axis))
+    ]
+    own = {name: m for name, m in maps.items() if name != space}
+    keys = dict.fromkeys(m.key for m in usable)
+    moved = Transport(graph, own).turned({key: weights[key] for key in keys})
+    parts: list[Tensor] = []
+    for member in usable:
+        tensor = moved[member.key].double().movedim(member.axis, 0)
+        index = positions_in(graph.layout[member.key][member.axis], space)
+        # copies x units x rest: a space that an axis holds several times is told by all of them.
+        parts.append(tensor[index].movedim(1, 0).flatten(1))
+    if not parts:
+        raise InputError(f"nothing that writes {space} could be compared")
+    return torch.cat(parts, 1)

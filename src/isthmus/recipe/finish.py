@@ -1,0 +1,277 @@
+"""A merged model on data: repaired where validation says that it helps, and measured on the test split."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from isthmus import weights
+from isthmus.engine import Source
+from isthmus.engine.sources import reader
+from isthmus.measure import Evaluation, evaluate
+from isthmus.program import export
+from isthmus.program.module import completed
+from isthmus.program.pretrained import stored_names
+from isthmus.recipe.afterwards import Afterwards
+from isthmus.recipe.folder import public_name
+from isthmus.recipe.jobs import arithmetic
+from isthmus.recipe.plan import Plan
+from isthmus.repair import Repaired
+from isthmus.repair.by_name import apply
+from isthmus.zoo import Dataset, Loader, open_data
+
+_BATCH = 250
+
+#: How the merge is called beside its parents.
+MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of repairing and measuring.
+
+    Args:
+        changed: tensors that the repair changed, as they shall be written; none where it was not kept.
+        scores: on the test split, by name: the parents, the merge as it came, the merge repaired.
+        validation: the merge on the validation split, before and after the repair.
+        chosen: the name of what is written.
+        repaired: what the repair did, if there was one.
+        sizes: examples of each split.
+    """
+
+    changed: Mapping[str, Tensor]
+    scores: Mapping[str, Evaluation]
+    validation: Mapping[str, Evaluation]
+    chosen: str
+    repaired: Repaired | None
+    sizes: Mapping[str, int]
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What happened, a line each."""
+        lines: list[str] = []
+        if self.repaired is not None:
+            before, after = self.validation.values()
+            kept = "kept" if self.chosen != MERGED else "not kept"
+            lines.append(f"{self.repaired.method} {kept}: validation {_brief(before)} -> {_brief(after)}")
+        if self.chosen in self.scores:
+            lines += [f"test {_brief(score)}  {name}" for name, score in self.scores.items()]
+            lines.append(f"chance is {100 * self.scores[self.chosen].chance:.4g}%{self._collapse()}")
+        return tuple(lines)
+
+    def _collapse(self) -> str:
+        """Said where the merge is as good as guessing while its parents are not."""
+        parents = [score.accuracy for name, score in self.scores.items() if not name.startswith(MERGED)]
+        chosen = self.scores[self.chosen]
+        best = max(parents, default=chosen.chance)
+        if best <= chosen.chance or chosen.accuracy >= chosen.chance + 0.1 * (best - chosen.chance):
+            return ""
+        return (
+            ", and the merge is hardly better: align the models (align: weight-matching), or repair the merge"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {
+            "repair": None if self.repaired is None else self.repaired.method,
+            "chosen": self.chosen,
+            "validation": {name: _numbers(score) for name, score in self.validation.items()},
+            "test": {name: _numbers(score) for name, score in self.scores.items()},
+            "examples": dict(self.sizes),
+        }
+
+    def provenance(self) -> dict[str, str]:
+        """What the header of each file says of it."""
+        return {"isthmus.afterwards": json.dumps(self.as_dict(), sort_keys=True)}
+
+
+def _brief(score: Evaluation) -> str:
+    return f"accuracy {100 * score.accuracy:.2f}%, loss {score.loss:.4g}"
+
+
+def _numbers(score: Evaluation) -> dict[str, float | str]:
+    loss = round(score.loss, 6) if math.isfinite(score.loss) else str(score.loss)
+    return {"accuracy": round(score.accuracy, 6), "loss": loss}
+
+
+class Trial:
+    """A model and data that fit each other, made before the merge: what cannot be done is said then.
+
+    Args:
+        plan: whose recipe asks for a repair or an evaluation.
+
+    Raises:
+        IsthmusError: the data cannot be read, or the model not be made or run on it.
+    """
+
+    def __init__(self, plan: Plan):
+        assert plan.after is not None
+        ours = plan.recipe.isthmus
+        self._plan = plan
+        self._after: Afterwards = plan.after
+        with torch.random.fork_rng(devices=[]):  # factories draw weights, all of which are replaced
+            self.model, _ = self._after.make()
+        self._names = stored_names(self.model)
+        self.data: Dataset = open_data(self._after.data).split(validation=ours.validation, seed=ours.seed)
+        self.calibration = self._loader("train", ours.calibration or None)
+        self.validation = self._loader("validation", None)
+        self.test = self._loader("test", None)
+        images, targets = next(iter(self.validation))
+        last = torch.full_like(targets[:2], self.data.num_classes - 1)
+        evaluate(
+            self.model, [(images[:2], last)], split="validation"
+        )  # the shapes fit, and there are as many classes
+
+    def _loader(self, split: str, limit: int | None) -> Loader:
+        return self.data.loader(split, batch_size=_BATCH, limit=limit)
+
+    def finish(
+        self,
+        folder: Path,
+        parents: Mapping[str, Mapping[str, Tensor]],
+        dtypes: Mapping[str, torch.dtype],
+    ) -> Finished:
+        """Repair what was merged, choose, and measure.
+
+        Args:
+            folder: of the merge as it came.
+            parents: each parent's tensors under the output's names and orders, read when touched.
+            dtypes: that the output's tensors are written in.
+
+        Raises:
+            IsthmusError: as the repair and the measures.
+        """
+        merged = self._fitted(weights.load(folder))
+        validation = {MERGED: evaluate(self.model, self.validation, merged, split="validation")}
+        chosen, final = MERGED, merged
+        repaired: Repaired | None = None
+        changed: dict[str, Tensor] = {}
+        if self._after.repair is not None:
+            repaired = self._repaired(merged, parents)
+            changed, after = self._written(repaired, merged, dtypes)
+            name = f"{MERGED} + {repaired.method}"
+            validation[name] = evaluate(self.model, self.validation, after, split="validation")
+            if self._better(validation[name], validation[MERGED]):
+                chosen, final = name, after
+            else:
+                changed = {}
+        scores: dict[str, Evaluation] = {}
+        if self._plan.recipe.isthmus.evaluate is not None:
+            for name, tensors in parents.items() if self._after.whole else ():
+                state = self._fitted(tensors)
+                scores[self._label(name)] = evaluate(self.model, self.test, state, split="test")
+            scores[MERGED] = evaluate(self.model, self.test, merged, split="test")
+            if chosen != MERGED:
+                scores[chosen] = evaluate(self.model, self.test, final, split="test")
+        sizes = {split: len(self.data.arrays(split)[1]) for split in self.data.splits}
+        if repaired is not None:
+            sizes["calibration"] = repaired.examples
+        return Finished(changed, scores, validation, chosen, repaired, sizes)
+
+    def _repaired(
+        self, merged: Mapping[str, Tensor], parents: Mapping[str, Mapping[str, Tensor]]
+    ) -> Repaired:
+        images, _ = next(iter(self.calibration))
+        program = export(self.model, images[:2])
+        part = shares(self._plan) if self._after.goals else {}
+        models = [self._fitted(parents[name]) for name in part]
+        asked = self._after.repair
+        assert asked is not None
+        return apply(program, program, merged, models, list(part.values()), asked, self.calibration)[0]
+
+    def _fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state of the model, under its own names and in its dtypes.
+
+        Raises:
+            MismatchError: names or shapes disagree.
+        """
+        own = self.model.state_dict()
+        mine = {stored: name for name, stored in self._names.items()}
+        found = completed({mine.get(name, name): tensor for name, tensor in tensors.items()}, self.model)
+        weights.check_same(own, found, ("the model", "the checkpoint"))
+        return {name: found[name].to(tensor.dtype) for name, tensor in own.items()}
+
+    def _written(
+        self, repaired: Repaired, merged: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the repair changed, as files have it and rounded as it is written; and the state that comes of it."""
+        changed: dict[str, Tensor] = {}
+        state = dict(merged)
+        for name, tensor in repaired.weights.items():
+            stored = self._names.get(name, name)
+            if stored in dtypes and not torch.equal(tensor, merged[name]):
+                changed[stored] = tensor.to(dtypes[stored]).contiguous()
+                state[name] = changed[stored].to(merged[name].dtype)
+        weights.check_finite(changed, "the repaired model")
+        return changed, state
+
+    def _label(self, name: str) -> str:
+        """What a parent is called in public, told apart from others of that name."""
+        called = [public_name(parent) for parent in self._plan.parents.values()]
+        own = public_name(self._plan.parents[name])
+        return own if called.count(own) == 1 else f"{own} ({list(self._plan.parents).index(name) + 1})"
+
+    def _better(self, after: Evaluation, before: Evaluation) -> bool:
+        """By what the recipe measures; the other number decides where that one is the same."""
+        by = [(after.accuracy, before.accuracy), (-after.loss, -before.loss)]
+        if self._plan.recipe.isthmus.evaluate == "loss":
+            by.reverse()
+        return [a for a, _ in by] > [b for _, b in by]
+
+
+def shares(plan: Plan) -> dict[str, float]:
+    """How much of the merge each model is, by the recipe's own names, in its order and with sum 1.
+
+    Weights are averaged over all merged elements. Where a method has none, or negative ones, its models count alike.
+
+    Args:
+        plan: of whole models.
+    """
+    total: dict[str, float] = {}
+    for row in plan.rows:
+        if row.how != "merged":
+            continue
+        rule, given, options = arithmetic(plan, row)
+        parts = [part.model for part in row.parts if not part.base]
+        if rule == "slerp":
+            base = next((part.model for part in row.parts if part.base), None)
+            parts = parts if base is None else [base, *parts]
+            t = float(cast("float", options["t"]))
+            given = (1 - t, t)
+        if len(given) != len(parts) or min(given) < 0 or sum(given) <= 0:
+            given = (1.0,) * len(parts)
+        for model, weight in zip(parts, given, strict=True):
+            total[model] = total.get(model, 0.0) + weight / sum(given) * math.prod(row.shape)
+    whole = sum(total.values())
+    return {name: total[name] / whole for name in plan.parents if total.get(name)}
+
+
+class TensorsOf(Mapping[str, Tensor]):
+    """A parent's tensors as the merge reads them: under the output's names, in its orders, adapters added.
+
+    Args:
+        sources: by the output's names.
+        checkpoints: of the work, opened.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], checkpoints: Sequence[Mapping[str, Tensor]]):
+        self._sources = sources
+        self._checkpoints = checkpoints
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = reader(self._sources[name], self._checkpoints)
+        # A copy: what is read may be the file itself, and its pages are let go.
+        return found.elements(0, math.prod(found.shape)).view(found.shape).clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)

@@ -1,0 +1,64 @@
+"""What a recipe came to on data, in the words of a report."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+
+import torch
+
+from isthmus.recipe.finish import Finished
+from isthmus.recipe.plan import Plan
+from isthmus.report import Provenance, Results, Row, Setting
+
+
+def results_of(plan: Plan, finished: Finished) -> Results:
+    """The table of a merge by recipe: its parents, the merge as it came and repaired.
+
+    Args:
+        plan: that was run.
+        finished: with scores on the test split.
+    """
+    ours = plan.recipe.isthmus
+    rows = [
+        Row(
+            name=name,
+            kind="merged" if name in finished.validation else "edge",
+            accuracy=score.accuracy,
+            loss=score.loss,
+            validation=finished.validation[name].accuracy if name in finished.validation else None,
+            note="written" if name == finished.chosen else "",
+        )
+        for name, score in finished.scores.items()
+    ]
+    chosen = finished.scores[finished.chosen]
+    parents = [row.accuracy for row in rows if row.kind == "edge" and row.accuracy is not None]
+    beside = f" where the parents average {100 * sum(parents) / len(parents):.2f}%" if parents else ""
+    asked = ours.model_dump(mode="json", exclude={"limits", "blocks", "skip", "licence"}, exclude_none=True)
+    return Results(
+        title=plan.recipe.name or f"{plan.recipe.merge_method} of {len(plan.parents)} models",
+        verdict=f"The {finished.chosen} model scores {100 * chosen.accuracy:.2f}%{beside} and guessing "
+        f"{100 * chosen.chance:.2f}%.",
+        rows=rows,
+        settings=[
+            Setting(name="merge_method", value=plan.recipe.merge_method, default=False),
+            *(
+                Setting(name=f"isthmus.{key}", value=_plain(value), default=key not in ours.model_fields_set)
+                for key, value in asked.items()
+            ),
+        ],
+        provenance=Provenance(
+            isthmus=str(importlib.import_module("isthmus").__version__),  # the index lies above this room
+            torch=torch.__version__,
+            python=platform.python_version(),
+            command=f"isthmus merge {plan.path.name}",
+            seeds={"merge": ours.seed},
+            splits=dict(finished.sizes),
+            evaluated="test",
+            chance=chosen.chance,
+        ),
+    )
+
+
+def _plain(value: object) -> str | int | float | bool:
+    return value if isinstance(value, str | int | float | bool) else str(value)

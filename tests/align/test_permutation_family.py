@@ -1,0 +1,469 @@
+"""c2m3, straight-through, sinkhorn, annealing, relu-scaling: what was planted is found, options do what they say."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isthmus
+from isthmus.align import Alignment, align
+from isthmus.combine import combine
+from isthmus.errors import DataError, InputError, MismatchError
+from isthmus.maps import Permutation, Transport
+from isthmus.symmetry import Element, SymmetryGraph
+from isthmus.symmetry.elements import random_orders
+from isthmus.zoo import MLP, VGG, ResNet, ViT
+
+Weights = dict[str, Tensor]
+METHODS = ("c2m3", "straight-through", "sinkhorn", "annealing", "relu-scaling")
+BY_WEIGHTS = ("c2m3", "sinkhorn")
+
+
+class Grouped(nn.Module):
+    """A grouped and a depthwise convolution between two plain ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 1)
+        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.last, self.head = nn.Conv2d(6, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.stem, self.grouped, self.depthwise, self.last):
+            x = torch.relu(conv(x))
+        return self.head(x.mean((2, 3)))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: MLP(d_in=6, widths=(8, 7), num_classes=3), (6,)),
+    "conv-bn": (lambda: VGG((1, "M", 2), base=6, norm="bn", in_channels=1, num_classes=3), (1, 6, 6)),
+    "grouped": (Grouped, (1, 5, 5)),
+    "resnet": (lambda: ResNet(8, base=4, norm="bn", in_channels=1, num_classes=3), (1, 8, 8)),
+    "heads": (
+        lambda: ViT(
+            image=4, patch=2, dim=8, depth=1, heads=2, mlp_ratio=1, pool="mean", in_channels=1, num_classes=3
+        ),
+        (1, 4, 4),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Net:
+    model: nn.Module
+    graph: SymmetryGraph
+    x: Tensor
+
+    def drawn(self, seed: int) -> Weights:
+        generator = torch.Generator().manual_seed(seed)
+
+        def one(key: str, tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor.clone()
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if tensor.ndim > 1:
+                return noise * (2 / max(tensor[0].numel(), 1)) ** 0.5
+            norm = key.endswith("running_var") or bool((tensor == 1).all())
+            return 0.5 + noise.abs() if norm else 0.3 * noise.abs()
+
+        return {key: one(key, tensor) for key, tensor in self.model.state_dict().items()}
+
+    def planted(self, weights: Weights, seed: int) -> Weights:
+        orders = random_orders(self.graph, torch.Generator().manual_seed(seed))
+        return Transport(self.graph, {n: Permutation(o) for n, o in orders.items()}).apply(weights)
+
+    def run(self, weights: Weights) -> Tensor:
+        with torch.no_grad():
+            return torch.func.functional_call(self.model, weights, (self.x,))
+
+    def labelled(self, weights: Weights) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.x.split(16), self.run(weights).argmax(1).split(16), strict=True))
+
+    def align(self, models: list[Weights], by: str, **options: Any) -> Alignment:
+        return align(self.graph, models, by, data=self.labelled(models[0]), **options)
+
+
+@functools.cache
+def build(name: str) -> Net:
+    make, shape = NETS[name]
+    model = make().double().eval()
+    x = torch.randn(48, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Net(model, isthmus.trace(model, x[:2]), x)
+
+
+def same(ours: Weights, theirs: Weights) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.allclose(ours[k], theirs[k]) for k in ours)
+
+
+# What was planted is found.
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("by", METHODS)
+def test_planted_orders_are_found_on_every_kind_of_net(name: str, by: str):
+    net = build(name)
+    model = net.drawn(1)
+    models = [model, net.planted(model, 2), net.planted(model, 3)]
+    assert not same(models[1], model)
+    for count in (2, 3) if name == "mlp" else (3,):
+        found = net.align(models[:count], by)
+        moved = found.apply(models[:count])
+        assert all(same(each, model) for each in moved)
+        for alpha in (0.1, 0.5, 0.9):
+            shares = [1 - alpha, *[alpha / (count - 1)] * (count - 1)]
+            torch.testing.assert_close(net.run(combine(moved, weights=shares)), net.run(model))
+
+
+@pytest.mark.parametrize("name", ["resnet", "heads"])
+@pytest.mark.parametrize("by", METHODS)
+def test_strangers_keep_their_functions_and_agree_more(name: str, by: str):
+    net = build(name)
+    models = [net.drawn(seed) for seed in range(2)]
+    options = {"steps": 10} if by in ("sinkhorn", "annealing") else {}
+    found = net.align(models, by, **options)
+    moved = found.apply(models)
+    torch.testing.assert_close(net.run(moved[1]), net.run(models[1]))
+    assert {cost.space for cost in found.costs} == set(net.graph.spaces)
+    if by != "annealing":
+        assert sum(c.after for c in found.costs) > sum(c.before for c in found.costs)
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_a_reference_in_the_middle(by: str):
+    net = build("mlp")
+    model = net.drawn(1)
+    models = [net.planted(model, 2), net.planted(model, 3), model]
+    found = net.align(models, by, reference=1)
+    assert found.reference == 1
+    assert not found.transports[1].maps
+    assert all(same(moved, models[1]) for moved in found.apply(models))
+
+
+# C2M3: one universe.
+
+
+def test_cycles_of_maps_come_back_to_the_identity():
+    net = build("heads")
+    models = [net.drawn(seed) for seed in range(3)]
+    transports = net.align(models, "c2m3").transports
+    around = transports[0]
+    for start, end in ((0, 1), (1, 2), (2, 0)):
+        # From one model's own coordinates to the next one's, by way of the universe.
+        step = transports[start].then(transports[end].inverse())
+        around = step if start == 0 else around.then(step)
+    identity = [torch.arange(order.shape[-1]).expand_as(order) for order in around.orders.values()]
+    assert all(map(torch.equal, around.orders.values(), identity))
+
+
+def test_what_the_universe_reports_is_the_inner_product_of_all_pairs():
+    net = build("mlp")
+    models = [net.drawn(seed) for seed in range(3)]
+    found = net.align(models, "c2m3")
+    moved = found.apply(models)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    inner = sum(
+        float((moved[a][k] * moved[b][k]).sum()) for a, b in pairs for k in moved[0] if "2.bias" not in k
+    )
+    assert f"{inner:.6g} as orders" in found.notes[0]
+
+
+def test_stopping_early_is_said():
+    net = build("mlp")
+    models = [net.drawn(seed) for seed in range(2)]
+    found = net.align(models, "c2m3", max_rounds=1)
+    assert found.status == "stopped after 1 rounds"
+    assert "not converged" in found.notes[-1]
+    found = net.align(models, "sinkhorn", steps=2)
+    assert found.status == found.notes[-1] == "1 models were still getting closer after 2 steps"
+    found = net.align(models, "straight-through", max_sweeps=1, epochs=1)
+    assert found.notes[-1].endswith("matchings stopped after 1 sweeps")
+
+
+def test_what_diverges_says_so_and_keeps_what_it_had():
+    net = build("mlp")
+    models = [net.drawn(seed) for seed in range(2)]
+    for by in ("straight-through", "sinkhorn"):
+        found = net.align(models, by, learning_rate=1e200)
+        assert "1 searches diverged" in found.notes[-1]
+        torch.testing.assert_close(net.run(found.apply(models)[1]), net.run(models[1]))
+
+
+# Straight-through.
+
+
+@pytest.mark.parametrize("parametrisation", ["endpoint", "midpoint"])
+@pytest.mark.parametrize("projection", ["inner-product", "l2"])
+def test_straight_through_meets_better_orders(parametrisation: str, projection: str):
+    net = build("mlp")
+    models = [net.drawn(3), net.drawn(4)]
+    options = {"parametrisation": parametrisation, "projection": projection}
+    found = net.align(models, "straight-through", learning_rate=0.5, epochs=6, **options)
+    first, lowest = (
+        float(word) for word in found.notes[0].split("midpoint ")[1].split(" by weight matching -> ")
+    )
+    assert lowest < first
+    assert "1 orders met" not in found.notes[0]
+    assert found.settings["examples_held_out"] == 10
+    recorded = {name: found.settings[name] for name in options}
+    assert recorded == options
+
+
+def test_an_endpoint_is_projected_the_same_way_either_way():
+    net = build("mlp")
+    models = [net.drawn(3), net.drawn(4)]
+    runs = [
+        net.align(models, "straight-through", learning_rate=0.5, projection=p)
+        for p in ("inner-product", "l2")
+    ]
+    assert same(*(run.apply(models)[1] for run in runs))
+    assert runs[0].notes == runs[1].notes
+
+
+def test_a_loss_of_ones_own_needs_no_targets():
+    net = build("mlp")
+    models = [net.drawn(3), net.drawn(4)]
+    data = list(net.x.split(16))
+    found = align(
+        net.graph, models, "straight-through", data=data, loss=lambda output, _: output.square().mean()
+    )
+    assert found.settings["loss"] == "given"
+
+
+# Sinkhorn.
+
+
+@pytest.mark.parametrize("objective", ["l1", "midpoint", "random-point"])
+def test_every_objective_is_lowered(objective: str):
+    net = build("conv-bn")
+    models = [net.drawn(3), net.drawn(4)]
+    found = net.align(models, "sinkhorn", objective=objective, steps=15)
+    first, lowest = (
+        float(word) for word in found.notes[0].split(f"{objective} ")[1].split(",")[0].split(" -> ")
+    )
+    assert lowest < first
+    assert found.settings["objective"] == objective
+
+
+def test_what_weight_matching_found_is_where_sinkhorn_may_begin():
+    net = build("mlp")
+    models = [net.drawn(3), net.drawn(4)]
+    matched = net.align(models, "weight-matching").apply(models)[1]
+    found = net.align(models, "sinkhorn", start="weight-matching", steps=1).apply(models)[1]
+    assert same(found, matched)
+
+
+# Annealing.
+
+
+@pytest.mark.parametrize(("energy", "over"), [("loss", "average"), ("loss", "pairs"), ("accuracy", "pairs")])
+def test_annealing_lowers_its_energy(energy: str, over: str):
+    net = build("mlp")
+    model = net.drawn(3)
+    models = [model, net.planted(model, 4), net.planted(model, 5)]
+    options: dict[str, Any] = {"over": over, "energy": energy, "steps": 60, "held_out": 0.0}
+    found = net.align(models, "annealing", start="identity", **options)
+    first = float(found.notes[0].split(" at the start")[0].rpartition(" ")[2])
+    lowest = float(found.notes[0].split("start, ")[1].split(" ")[0])
+    assert lowest < first
+    assert {name: found.settings[name] for name in options} == options
+
+
+def test_the_published_schedule_moves_every_unit_at_random():
+    net = build("mlp")
+    model = net.drawn(3)
+    models = [model, net.planted(model, 1)]
+    found = net.align(models, "annealing", variant="entezari", steps=20)
+    assert int(found.notes[0].split("; ")[1].split(" ")[0]) > 15
+    chosen = {name: found.settings[name] for name in ("energy", "over", "start")}
+    assert chosen == {"energy": "accuracy", "over": "pairs", "start": "identity"}
+    assert not found.transports[0].maps
+    torch.testing.assert_close(net.run(found.apply(models)[1]), net.run(model))
+
+
+# ReLU scaling.
+
+
+def scaled(net: Net, weights: Weights, seed: int) -> Weights:
+    """A copy in another order and at other positive scales, which a norm may take back."""
+    element = net.graph.random_element(seed)
+    values = {n: v for n, v in element.values.items() if net.graph.gauges[n].kind == "positive"}
+    assert values
+    return Element(element.orders, values).apply(net.graph, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "fit"),
+    [("mlp", "sinkhorn"), ("mlp", "norms"), ("conv-bn", "least-squares"), ("resnet", "norms")],
+)
+def test_planted_scales_are_found(name: str, fit: str):
+    net = build(name)
+    model = net.drawn(1)
+    copy = scaled(net, model, 3)
+    torch.testing.assert_close(net.run(copy), net.run(model))
+    found = net.align([model, copy], "relu-scaling", fit=fit, steps=100)
+    assert same(found.apply([model, copy])[1], model), str(found)
+    assert same(found.transports[1].inverse().apply(model), copy)
+
+
+def test_least_squares_is_the_better_fit_and_norms_keep_loudness():
+    net = build("mlp")
+    models = [net.drawn(0), net.drawn(1)]
+    layer = next(iter(net.graph.spaces))
+    ours, theirs = {}, {}
+    for fit in ("norms", "least-squares"):
+        moved = net.align(models, "relu-scaling", fit=fit).apply(models)
+        hidden = [torch.relu(net.x @ m[f"{layer}.weight"].T + m[f"{layer}.bias"]) for m in moved]
+        ours[fit] = (hidden[0] - hidden[1]).square().sum()
+        theirs[fit] = hidden[1].square().sum() / hidden[0].square().sum()
+    assert ours["least-squares"] < ours["norms"]
+    assert theirs["norms"] == pytest.approx(1)
+    assert theirs["least-squares"] < 1
+
+
+def test_a_network_without_scales_is_only_reordered():
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).double().eval()
+    x = torch.randn(32, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    graph = isthmus.trace(model, x[:2])
+    states = [dict(model.state_dict()), {k: v.flip(0) for k, v in model.state_dict().items()}]
+    found = align(graph, states, "relu-scaling", data=[x])
+    assert not found.transports[1].values
+    assert "only orders were matched" in found.notes[0]
+
+
+# Whose coordinates.
+
+
+@pytest.mark.parametrize("reference", ["first", "best", "medoid", "universe"])
+@pytest.mark.parametrize("by", ["weight-matching", "activation-matching"])
+def test_a_reference_may_be_chosen(reference: str, by: str):
+    net = build("conv-bn")
+    model = net.drawn(1)
+    models = [net.planted(model, 2), net.planted(model, 3), model]
+    found = net.align(models, by, reference=reference, score=lambda weights: -float(weights is not models[1]))
+    assert found.reference == {"first": 0, "best": 1}.get(reference, found.reference)
+    assert all(same(moved, models[found.reference]) for moved in found.apply(models))
+
+
+def test_the_medoid_is_what_the_others_agree_with():
+    net = build("mlp")
+    model = net.drawn(1)
+    noisy = [{k: v + s * net.drawn(9)[k] for k, v in model.items()} for s in (1.0, 0.0, -1.0)]
+    found = net.align(noisy, "weight-matching", reference="medoid")
+    assert found.reference == 1
+    assert found.notes[-1].startswith("reference 1: the medoid, agreements ")
+
+
+def test_the_universe_brings_strangers_closer_than_a_reference():
+    net = build("resnet")
+    models = [net.drawn(seed) for seed in range(4)]
+
+    def spread(found: Alignment) -> float:
+        moved = found.apply(models)
+        keys = [key for key, _ in net.model.named_parameters()]
+        means = {key: torch.stack([m[key] for m in moved]).mean(0) for key in keys}
+        return sum(float((m[key] - means[key]).square().sum()) for m in moved for key in keys)
+
+    chosen = net.align(models, "weight-matching", reference="universe")
+    assert spread(chosen) < spread(net.align(models, "weight-matching"))
+    assert chosen.status == "converged"
+    assert chosen.settings["reference"] == "universe"
+    assert not chosen.transports[0].maps
+
+
+def test_matching_begins_at_an_alignment_made_before(tmp_path: Path):
+    net = build("resnet")
+    models = [net.drawn(seed) for seed in range(3)]
+    before = net.align(models, "weight-matching", seed=3)
+    before.save(tmp_path)
+    for start in (before, tmp_path):
+        again = net.align(models, "weight-matching", start=start)
+        assert all("1 sweeps" in note for note in again.notes)
+        assert all(map(same, again.apply(models), before.apply(models)))
+    # Seen from another model it is the same alignment.
+    turned = net.align(models, "weight-matching", start=before, reference=2, max_sweeps=1)
+    assert turned.reference == 2
+    assert not turned.transports[2].maps
+    with pytest.raises(InputError, match="2 models cannot begin at an alignment of 3"):
+        net.align(models[:2], "weight-matching", start=before)
+
+
+# What is wrong says so.
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_models_of_other_depths_are_refused(by: str):
+    net = build("mlp")
+    deeper = {**net.drawn(1), "layers.9.weight": torch.zeros(3, 3, dtype=torch.float64)}
+    with pytest.raises(MismatchError, match=r"layers\.9\.weight"):
+        net.align([net.drawn(0), deeper], by)
+
+
+@pytest.mark.parametrize("by", ["straight-through", "annealing"])
+def test_data_and_targets_are_needed(by: str):
+    net = build("mlp")
+    models = [net.drawn(0), net.drawn(1)]
+    with pytest.raises(InputError, match="needs calibration data"):
+        align(net.graph, models, by)
+    with pytest.raises(DataError, match=r"has no targets[\s\S]*hint: yield \(inputs, targets\)"):
+        align(net.graph, models, by, data=[net.x])
+    with pytest.raises(DataError, match="empty"):
+        align(net.graph, models, by, data=[])
+
+
+def test_data_is_needed_where_the_objective_is_a_task():
+    net = build("mlp")
+    models = [net.drawn(0), net.drawn(1)]
+    with pytest.raises(InputError, match="the objective 'midpoint' needs labelled data"):
+        align(net.graph, models, "sinkhorn", objective="midpoint")
+    with pytest.raises(InputError, match="relu-scaling needs calibration data"):
+        align(net.graph, models, "relu-scaling")
+
+
+@pytest.mark.parametrize(
+    ("by", "options", "words"),
+    [
+        ("c2m3", {"max_rounds": 0}, "must be positive"),
+        ("straight-through", {"held_out": 1.0}, "no share of the data"),
+        ("straight-through", {"epochs": 0}, "must be positive"),
+        ("straight-through", {"loss": lambda output, _: output}, "not one number"),
+        ("sinkhorn", {"temperature": 0.0}, "must be positive"),
+        ("annealing", {"steps": 0}, "must be at least 1"),
+        ("relu-scaling", {"steps": 0}, "must be positive"),
+        ("weight-matching", {"reference": "last"}, "hint: an index, or 'first', 'best'"),
+        ("weight-matching", {"reference": "best"}, "hint: pass score="),
+    ],
+)
+def test_wrong_options_have_hints(by: str, options: dict[str, Any], words: str):
+    net = build("mlp")
+    with pytest.raises(InputError) as raised:
+        net.align([net.drawn(0), net.drawn(1)], by, **options)
+    assert words in str(raised.value)
+
+
+def test_annealing_keeps_its_start_where_that_is_better_on_held_out_examples():
+    net = build("mlp")
+    model = net.drawn(3)
+    models = [model, net.planted(model, 4)]
+    answers, averaged = net.run(model), net.run(combine(models, weights=[0.5, 0.5]))
+    # What is held out says that the models are best averaged as they are.
+    data = [(net.x[:24], answers[:24]), (net.x[24:], averaged[24:])]
+    found = align(
+        net.graph,
+        models,
+        "annealing",
+        data=data,
+        loss=lambda output, target: (output - target).square().mean(),
+        held_out=0.5,
+        start="identity",
+        steps=40,
+    )
+    assert found.notes[-1] == "on held-out examples the start merges better: it is kept"
+    assert same(found.apply(models)[1], models[1])
+    with pytest.raises(InputError, match="no share of the data"):
+        align(net.graph, models, "annealing", data=data, held_out=1.5)

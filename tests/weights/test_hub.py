@@ -1,0 +1,139 @@
+"""The hub's own client, against a hub of one model that this process serves."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import isthmus
+from isthmus import weights
+from isthmus.errors import WeightsError
+
+hub = pytest.importorskip("huggingface_hub")
+
+REVISIONS = {"main": "a" * 40, "v2": "b" * 40}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's interface as its client asks for."""
+
+    root: Path
+    fetched: list[str]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        kind, *parts = self.path.partition("?")[0].strip("/").split("/")
+        if kind == "api":
+            self._described(parts)
+            return
+        name, _, commit, *rest = parts
+        file = self.root / kind / name / commit / "/".join(rest)
+        if not file.is_file():
+            self._answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
+        if self.command == "GET":
+            self.fetched.append(f"{commit[0]}/{'/'.join(rest)}")
+        content = file.read_bytes()
+        self._answer(200, content, {"X-Repo-Commit": commit, "ETag": f'"{hash(content):x}"'})
+
+    def _described(self, parts: list[str]) -> None:
+        repository, revision = self.root / "/".join(parts[1:3]), (parts[4:] or ["main"])[0]
+        commit = REVISIONS.get(revision, revision)
+        if len(parts) < 3 or not (repository / commit).is_dir():
+            what = "RevisionNotFound" if repository.is_dir() else "RepoNotFound"
+            self._answer(404, b"{}", {"X-Error-Code": what})
+            return
+        files = [p for p in sorted((repository / commit).rglob("*")) if p.is_file()]
+        names = [str(p.relative_to(repository / commit)) for p in files]
+        tree = [
+            {"type": "file", "path": name, "size": p.stat().st_size, "oid": "0" * 40}
+            for name, p in zip(names, files, strict=True)
+        ]
+        told = {
+            "id": "/".join(parts[1:3]),
+            "sha": commit,
+            "siblings": [{"rfilename": name} for name in names],
+        }
+        self._answer(200, json.dumps(tree if parts[3:4] == ["tree"] else told).encode(), {})
+
+    def _answer(self, code: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
+    for value, commit in enumerate(REVISIONS.values(), start=1):
+        folder = tmp_path / "repositories" / "org" / "name" / commit
+        for shard, tensor in enumerate("wu", start=1):
+            weights.save({tensor: torch.full((2, 2), float(value))}, folder / f"model-{shard}.safetensors")
+        index = {"weight_map": {"w": "model-1.safetensors", "u": "model-2.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        (folder / "pytorch_model.bin").write_bytes(b"the same once more")
+        weights.save({"w": torch.ones(9)}, folder / "original" / "consolidated.safetensors")
+    Hub.root, Hub.fetched = tmp_path / "repositories", []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    where = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", where)
+    pattern = where + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", pattern)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_recipe_of_two_revisions(served: object):
+    Path("recipe.yml").write_text(
+        "models: [{model: org/name}, {model: org/name@v2}]\nmerge_method: linear\nparameters: {weight: 1}\n"
+    )
+    done = isthmus.plan("recipe.yml").run("out")
+    assert weights.load(done.folder)["w"].tolist() == [[1.5, 1.5], [1.5, 1.5]]
+    card = (done.folder / "README.md").read_text()
+    assert '- "org/name"\n' in card and 'license: "mit"' in card and "| org/name@v2 | model |" in card
+    # Only what is asked for: neither the same weights as a pickle nor those in folders.
+    assert {name.partition("/")[2] for name in Hub.fetched} == {
+        "README.md", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json",
+    }  # fmt: skip
+
+
+def test_what_the_cache_has_is_not_asked_for_again(
+    served: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    assert weights.load("org/name@v2")["u"].tolist() == [[2, 2], [2, 2]]
+    served.shutdown()
+    served.server_close()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert weights.load("org/name@v2")["u"].tolist() == [[2, 2], [2, 2]]
+    with pytest.raises(WeightsError, match="the hub does not give it"):
+        weights.open("org/name@main")
+    # A shard that was never fetched, or was removed since, is named.
+    next((tmp_path / "cache").rglob("snapshots/b*/model-2.safetensors")).unlink()
+    with pytest.raises(WeightsError, match=r"model-2\.safetensors"):
+        weights.open("org/name@v2")
+
+
+@pytest.mark.parametrize(("name", "why"), [("org/gone", "Repository"), ("org/name@v3", "Revision")])
+def test_what_the_hub_has_not_is_named(name: str, why: str, served: object):
+    with pytest.raises(WeightsError, match="the hub does not give it") as caught:
+        weights.open(name)
+    assert caught.value.where[0].startswith(f"{why}NotFoundError: 404")
+    assert "revision" in str(caught.value.hint)
