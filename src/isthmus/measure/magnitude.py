@@ -30,6 +30,7 @@ def magnified(weights: Mapping[str, Tensor], factor: float, scope: Scope = "ever
         InputError: a factor that is not finite, or another scope.
 
     Examples:
+        >>> import torch
         >>> magnified({"w": torch.ones(1, 1), "b": torch.ones(1)}, 3.0, "weights")
         {'w': tensor([[3.]]), 'b': tensor([1.])}
     """
@@ -56,6 +57,7 @@ def not_finite(answers: Tensor) -> float:
     """The share of answers, rows of logits, in which a number is infinite or none.
 
     Examples:
+        >>> import torch
         >>> not_finite(torch.tensor([[0.0, 1.0], [torch.inf, 0.0]]))
         0.5
     """

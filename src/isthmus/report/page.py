@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from isthmus.errors import MissingExtraError
 from isthmus.report import text
@@ -14,6 +15,9 @@ from isthmus.report.results import Alignment, Provenance, Results, SpaceCost
 from isthmus.report.theme import DARK, DASHES, FONT, LIGHT
 from isthmus.report.ways import columns, groups, ways
 from isthmus.report.write import write_text
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATE = Path(__file__).parent / "template"
 STROKES = {
@@ -45,8 +49,12 @@ def render(results: Results, path: str | os.PathLike[str]) -> Path:
     return write_text(path, page(results))
 
 
-def page(results: Results) -> str:
-    """The page as text; see `render`."""
+def page_template(name: str) -> jinja2.Template:
+    """A page's template, in which what is left out is an error and every value is escaped.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed (the extra `report`).
+    """
     try:
         import jinja2
     except ImportError as error:
@@ -61,8 +69,13 @@ def page(results: Results) -> str:
         lstrip_blocks=True,
     )
     environment.filters["name"] = text.name
+    return environment.get_template(name)
+
+
+def page(results: Results) -> str:
+    """The page as text; see `render`."""
     plots = charts(results)
-    return environment.get_template("page.html.j2").render(
+    return page_template("page.html.j2").render(
         results=results,
         columns=columns(results),
         groups=groups(results),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from isthmus.errors import MissingExtraError
 from isthmus.report import text
-from isthmus.report.page import TEMPLATE
+from isthmus.report.page import TEMPLATE, page_template
 from isthmus.report.plots import Spec, plain, plotly_js, script_safe
 from isthmus.report.theme import DARK, FONT, LIGHT, THEMES, Theme, template
 from isthmus.report.write import write_text
@@ -50,25 +50,11 @@ def render_search(
         MissingExtraError: plotly or jinja2 is not installed (the extra `report`).
         InputError: the file cannot be written.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError(
-            "the page of a report needs jinja2", hint="pip install 'isthmus[report]'"
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["name"] = text.name
     scored = [step for step in found.steps if step.score is not None]
     figures = {"steps": _figures([_steps(found.steps, theme) for theme in THEMES])} if scored else {}
     if len(axes) == 2:
         figures["grid"] = _figures([_heat_map(found.steps, axes, theme) for theme in THEMES])
-    page = environment.get_template("search.html.j2").render(
+    page = page_template("search.html.j2").render(
         title=title or f"{found.kind} of {len(found.members)} models",
         found=found,
         chosen=[(key, text.value(_shown(value))) for key, value in found.chosen.items()],
