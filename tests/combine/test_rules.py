@@ -510,6 +510,20 @@ def test_reg_mean_is_the_least_squares_map_on_all_inputs():
     close(rule("reg-mean", maps, statistics=grams), expected, 1e-9)
 
 
+def test_reg_mean_finds_the_same_where_divide_and_conquer_fails(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(20, 6, generator=generator).double() * (torch.arange(6) < 4) for _ in range(2)]
+    maps = drawn(2, shape=(3, 6))
+    grams = [x.T @ x / len(x) for x in inputs]
+    expected = rule("reg-mean", maps, statistics=grams)
+
+    def fails(matrix: torch.Tensor):
+        raise RuntimeError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    close(rule("reg-mean", maps, statistics=grams), expected, 1e-9)
+
+
 def test_reg_mean_of_a_convolution_reads_patches():
     maps = drawn(2, shape=(4, 3, 2, 2))
     grams = [t @ t.T for t in drawn(2, seed=1, shape=(12, 20))]

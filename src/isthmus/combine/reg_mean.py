@@ -63,10 +63,24 @@ def _solved(
     if size <= 0:
         return torch.zeros_like(right)
     loaded = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (ridge * size)
-    values, vectors = torch.linalg.eigh(loaded)
+    values, vectors = _eigen(loaded)
     known = values > values[-1] * len(values) * torch.finfo(gram.dtype).eps
     inverse = torch.where(known, 1 / values.masked_fill(~known, 1.0), 0.0)
     return ((right @ vectors) * inverse) @ vectors.T
+
+
+def _eigen(
+    matrix: Float[Tensor, "n n"],
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
+    try:
+        return torch.linalg.eigh(matrix)
+    except RuntimeError:  # LinAlgError
+        # Divide and conquer can fail where many eigenvalues are equal, as those of silent units: QR does not.
+        import scipy.linalg
+
+        values, vectors = scipy.linalg.eigh(matrix.cpu().numpy(), driver="ev")
+        return torch.from_numpy(values).to(matrix), torch.from_numpy(vectors).to(matrix)
 
 
 @rule(
