@@ -1,9 +1,6 @@
 """The command line, as a shell sees it."""
 
-import contextlib
-import io
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -11,30 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import ARCH, run
 from safetensors.torch import load_file, save_file
 
-from isthmus import progress, zoo
-from isthmus.cli import main
-
-ARCH = ["--arch", "isthmus.zoo:demo_vgg", "base=4"]
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Call the program in this process, in a folder: importing torch for each call would take minutes."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    here, before = Path.cwd(), sys.argv
-    sys.argv = ["isthmus", *arguments]
-    os.chdir(cwd)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        progress.disable()
-        os.chdir(here)
-        sys.argv = before
-    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
+from isthmus import zoo
 
 
 @pytest.fixture(scope="module")

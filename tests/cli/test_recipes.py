@@ -1,20 +1,13 @@
 """Recipes on the command line: golden text, errors, exit codes."""
 
-import contextlib
-import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 import torch
+from command_line import run
 from safetensors.torch import load_file, save_file
-
-from isthmus import progress
-from isthmus.cli import main
 
 
 @pytest.fixture
@@ -39,23 +32,6 @@ def folder(tmp_path: Path) -> Path:
         """).lstrip()
     )
     return tmp_path
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    here, before = Path.cwd(), sys.argv
-    sys.argv = ["isthmus", *arguments]
-    os.chdir(cwd)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        progress.disable()
-        os.chdir(here)
-        sys.argv = before
-    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
 def test_plan_prints_the_plan_and_writes_nothing(folder: Path):

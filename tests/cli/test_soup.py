@@ -1,20 +1,15 @@
 """`isthmus soup` and `isthmus sweep`, as a shell sees them."""
 
-import contextlib
-import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_line import run
 from safetensors.torch import load_file, save_file
 
-from isthmus import progress, zoo
-from isthmus.cli import main
+from isthmus import zoo
 
 ARCH = ["--arch", "isthmus.zoo:demo_vgg", "base=4"]
 SCORE = """
@@ -37,27 +32,6 @@ def broken(weights):
 def crashing(weights):
     raise RuntimeError("out of luck")
 """
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Call the program in this process, in a folder."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    here, before = Path.cwd(), sys.argv
-    sys.argv = ["isthmus", *arguments]
-    os.chdir(cwd)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        progress.disable()
-        os.chdir(here)
-        sys.argv = before
-        for name in [name for name in sys.modules if name.startswith("own_score")]:
-            del sys.modules[name]
-        sys.path[:] = [entry for entry in sys.path if entry != str(cwd)]
-    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

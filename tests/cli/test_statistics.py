@@ -1,20 +1,14 @@
 """`isthmus statistics`, and `isthmus merge` with what it wrote."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import ARCH, run
 from safetensors.torch import load_file, save_file
 
 from isthmus import fisher_information, merge, zoo
-
-_spec = importlib.util.spec_from_file_location("cli_runner", Path(__file__).with_name("test_cli.py"))
-assert _spec is not None and _spec.loader is not None
-_cli = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_cli)
-run, ARCH = _cli.run, _cli.ARCH
 
 
 @pytest.fixture(scope="module")

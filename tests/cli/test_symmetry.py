@@ -1,18 +1,14 @@
 """`isthmus symmetry`, as a shell sees it."""
 
-import contextlib
-import io
 import json
-import os
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
+import command_line
 import pytest
 
-from isthmus import progress
-from isthmus.cli import main, output, spaces
+from isthmus.cli import output, spaces
 from isthmus.cli import symmetry as verb
 from isthmus.symmetry.saved import load
 
@@ -20,22 +16,9 @@ MLP = ("isthmus.zoo:MLP", "d_in=6", "widths=[8,7]", "num_classes=3", "--shape", 
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Call the program in this process, in a folder."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    here, before = Path.cwd(), sys.argv
-    sys.argv = ["isthmus", "symmetry", *arguments]
-    os.chdir(cwd)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other libraries
-            main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        progress.disable()
-        os.chdir(here)
-        sys.argv = before
-    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other libraries
+        return command_line.run("symmetry", *arguments, cwd=cwd)
 
 
 def without_error(text: str) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.cli import inputs
@@ -73,7 +70,9 @@ def choose(
         )
     model = inputs.build(arch, arguments) if arch is not None or data is not None else None
     if score is not None:
-        return Chosen(function(score), None, model, None)
+        from isthmus.program.named import imported
+
+        return Chosen(imported(score, "function", option="--score"), None, model, None)
     from isthmus.measure import score as score_by
     from isthmus.search.fitting import Fitted
 
@@ -88,27 +87,6 @@ def choose(
         return made(Fitted(weights, model))
 
     return Chosen(scored, called, model, splits)
-
-
-def function(spec: str) -> Callable[[Mapping[str, Tensor]], Any]:
-    """The function that `--score` names.
-
-    Raises:
-        InputError: no such module or function.
-    """
-    module_name, colon, name = spec.partition(":")
-    if not colon or not name:
-        raise InputError(f"--score {spec}: a function is missing", hint="write it as package.module:function")
-    # A module in the current folder is found as python would find it.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), name, None)
-    except ImportError as error:
-        raise InputError(f"--score {spec}: {module_name} cannot be imported", [str(error)]) from error
-    if not callable(found):
-        raise InputError(f"--score {spec}: {module_name} has no function {name!r}")
-    return found
 
 
 def options(items: Sequence[str], function: Callable[..., object]) -> dict[str, Any]:

@@ -117,14 +117,12 @@ def breadcrumbs_ties(
     """
     given = {"density": density, "gamma": gamma, "per": per, "lam": lam}
     how = chosen("breadcrumbs-ties", convention, _CONVENTIONS, given)
-    refuse(
-        "breadcrumbs-ties",
-        [*wrong_choice("vote", vote, ("sum", "count")), *wrong_choice("tie", tie, ("plus", "majority"))],
-    )
+    election = Election(vote, weighted_vote, tie)
+    refuse("breadcrumbs-ties", election.wrong)
     return TaskVectors(
         weights,
         _trims("breadcrumbs-ties", how, rescale, divide, len(weights)),
-        election=Election(vote, weighted_vote, tie),
+        election=election,
         divide=divide,
         lam=how["lam"],
         norm=rescale == "norm",

@@ -126,12 +126,9 @@ def dare_ties(
     """
     given = {"rescale": rescale, "divide": divide, "weighted_vote": weighted_vote}
     how = chosen("dare-ties", convention, _TIES, given)
-    refuse(
-        "dare-ties",
-        [*wrong_choice("vote", vote, ("sum", "count")), *wrong_choice("tie", tie, ("plus", "majority"))],
-    )
-    trims = _trims("dare-ties", density, how["rescale"], how["divide"], len(weights))
     election = Election(vote, how["weighted_vote"], tie)
+    refuse("dare-ties", election.wrong)
+    trims = _trims("dare-ties", density, how["rescale"], how["divide"], len(weights))
     return TaskVectors(
         weights,
         trims,

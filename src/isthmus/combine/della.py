@@ -85,14 +85,12 @@ def della(
         {'w': tensor([[0., 2., 0., 4., 5., 6.]])}
     """
     how = chosen("della", convention, _CONVENTIONS, {"rescale": rescale})
-    refuse(
-        "della",
-        [*wrong_choice("vote", vote, ("sum", "count")), *wrong_choice("tie", tie, ("plus", "majority"))],
-    )
+    election = Election(vote, weighted_vote, tie)
+    refuse("della", election.wrong)
     return TaskVectors(
         weights,
         _trims("della", density, epsilon, how["rescale"], divide, len(weights)),
-        election=Election(vote, weighted_vote, tie),
+        election=election,
         divide=divide,
         lam=lam,
         norm=how["rescale"] == "norm",

@@ -55,6 +55,14 @@ class Election:
     weighted: bool = True
     tie: Literal["plus", "majority"] = "plus"
 
+    @property
+    def wrong(self) -> list[str]:
+        """What is not among the choices."""
+        return [
+            *wrong_choice("vote", self.vote, ("sum", "count")),
+            *wrong_choice("tie", self.tie, ("plus", "majority")),
+        ]
+
 
 class TaskVectors(BlockRule):
     """base + lam * merged(trimmed task vectors).

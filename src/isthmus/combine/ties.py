@@ -125,14 +125,14 @@ def ties(
     }
     how = chosen("ties", convention, _CONVENTIONS, given)
     densities = per_model(density, len(weights), "density")
+    election = Election(vote, how["weighted_vote"], how["tie"])
     refuse(
         "ties",
         [
             *unit_interval("density", densities),
-            *wrong_choice("vote", vote, ("sum", "count")),
+            *election.wrong,
             *wrong_choice("scope", how["scope"], ("tensor", "model")),
             *wrong_choice("equals", how["equals"], ("first", "all", "rank-below")),
-            *wrong_choice("tie", how["tie"], ("plus", "majority")),
             *wrong_choice("divide", how["divide"], ("weights", "count", "none")),
             *wrong_choice("rescale", how["rescale"], ("none", "norm")),
         ],
@@ -140,7 +140,7 @@ def ties(
     return TaskVectors(
         weights,
         [Largest(d, how["equals"]) for d in densities],
-        election=Election(vote, how["weighted_vote"], how["tie"]),
+        election=election,
         divide=how["divide"],
         lam=how["lam"],
         norm=how["rescale"] == "norm",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,39 +15,7 @@ from isthmus.errors import MismatchError
 from isthmus.weights import Stored, stored
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """A source of a job."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That blocks come in."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the job sees it."""
-        ...
-
-    @property
-    def file(self) -> str:
-        """What errors call the file that it lies in."""
-        ...
-
-    def elements(self, start: int, stop: int) -> Tensor:
-        """A run of the flattened tensor, not to be written to."""
-        ...
-
-    def expect(self, start: int, stop: int) -> None:
-        """Say that a run is needed soon; it may end behind the tensor."""
-        ...
-
-    def drop(self, start: int, stop: int) -> None:
-        """Say that a run is not needed soon."""
-        ...
-
-
-def reader(source: Source, checkpoints: Sequence[Mapping[str, Tensor]]) -> Reader:
+def reader(source: Source, checkpoints: Sequence[Mapping[str, Tensor]]) -> Stored:
     """What reads a source.
 
     Args:

@@ -15,9 +15,9 @@ from isthmus.combine import BLOCK, Block, BlockRule, Place, blockwise, places
 from isthmus.combine.blocks import row_length
 from isthmus.engine.jobs import COPY, Job
 from isthmus.engine.pool import Pool
-from isthmus.engine.sources import Reader, reader
+from isthmus.engine.sources import reader
 from isthmus.errors import IsthmusError, WeightsError
-from isthmus.weights import ShardFile, checksum
+from isthmus.weights import ShardFile, Stored, checksum
 
 # The bits of +infinity in dtypes of 16 bits.
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
@@ -85,7 +85,7 @@ class Stream:
         return places(layout, self.job.shape, key=self.job.name, seed=self.job.seed)
 
     @property
-    def inputs(self) -> tuple[Reader, ...]:
+    def inputs(self) -> tuple[Stored, ...]:
         """All that is read."""
         return (*self.sources, *(() if self.base is None else (self.base,)), *self.statistics)
 
@@ -294,7 +294,7 @@ def _shaped(flat: Tensor, rule: BlockRule, place: Place) -> Tensor:
     return flat.view(-1, row_length(rule.layout, place.shape))
 
 
-def _all_of(source: Reader) -> Tensor:
+def _all_of(source: Stored) -> Tensor:
     return source.elements(0, math.prod(source.shape)).view(source.shape)
 
 

@@ -81,6 +81,38 @@ def find(name: str, options: Mapping[str, object], shape: Sequence[int] | None, 
     return Named(said, make, weigh=False)
 
 
+def imported(
+    name: str, kind: str, option: str = "", broken: tuple[type[Exception], ...] = (ImportError,)
+) -> Callable[..., Any]:
+    """What `package.module:name` means; a module of the current folder is found as python would find it.
+
+    Args:
+        name: as typed; `torchvision:name` is one of its models.
+        kind: what is looked for, in errors: "factory", "function".
+        option: that the name was given to, in errors.
+        broken: what importing the module may raise.
+
+    Raises:
+        InputError: no such module, or nothing to call in it.
+    """
+    said = f"{option} {name}".lstrip()
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not attribute:
+        raise InputError(f"{said}: a {kind} is missing", hint=f"write it as package.module:{kind}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(
+            "torchvision.models" if module_name == "torchvision" else module_name
+        )
+    except broken as error:
+        raise InputError(f"{said}: {module_name} cannot be imported", [str(error)]) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise InputError(f"{said}: {module_name} has no {kind} {attribute!r}")
+    return found
+
+
 def build(name: str, options: Mapping[str, object]) -> nn.Module:
     """Call the factory that a name means.
 
@@ -91,22 +123,8 @@ def build(name: str, options: Mapping[str, object]) -> nn.Module:
     Raises:
         InputError: no such module or factory, or arguments it does not take.
     """
-    module_name, colon, factory_name = name.partition(":")
-    if not colon or not factory_name:
-        raise InputError(f"{name}: a factory is missing", hint="write it as package.module:factory")
-    # A factory in a file of the current folder is found as python would find it.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(
-            "torchvision.models" if module_name == "torchvision" else module_name
-        )
-    except (ImportError, RuntimeError) as error:
-        # RuntimeError: what a torchvision built for another torch says.
-        raise InputError(f"{name}: {module_name} cannot be imported", [str(error)]) from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise InputError(f"{name}: {module_name} has no factory {factory_name!r}")
+    # RuntimeError: what a torchvision built for another torch says.
+    factory = imported(name, "factory", broken=(ImportError, RuntimeError))
     try:
         model = factory(**options)
     except TypeError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
 
 from .mlp import ACTIVATIONS
+from .vit import Block
 
 
 class Table(nn.Embedding):
@@ -17,39 +17,6 @@ class Table(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
-
-
-class CausalAttention(nn.Module):
-    """Multi-head attention to what came before; one linear layer makes queries, keys and values."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # n t 3 h k
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each n h t k
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-class GPTBlock(nn.Module):
-    """Layer norm and attention, then layer norm and two linear layers, each added to the stream."""
-
-    def __init__(self, dim: int, heads: int, hidden: int, act: str):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = CausalAttention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-        self.act = ACTIVATIONS[act]
-
-    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
-        x = x + self.attn(self.norm1(x))
-        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
 
 
 class GPT(nn.Module):
@@ -91,7 +58,8 @@ class GPT(nn.Module):
             raise InputError("this GPT cannot be built", where=wrong)
         self.tokens = Table(vocabulary, dim)
         self.positions = Table(context, dim)
-        self.blocks = nn.Sequential(*(GPTBlock(dim, heads, int(dim * mlp_ratio), act) for _ in range(depth)))
+        hidden = int(dim * mlp_ratio)
+        self.blocks = nn.Sequential(*(Block(dim, heads, hidden, act, causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocabulary)
 

@@ -9,37 +9,43 @@ from torch import Tensor, nn
 
 from isthmus.errors import InputError
 
+from .mlp import ACTIVATIONS
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention: one linear layer makes queries, keys and values, one mixes the heads."""
+    """Multi-head self-attention: one linear layer makes queries, keys and values, one mixes the heads.
 
-    def __init__(self, dim: int, heads: int):
+    Causal, a token sees itself and those before it.
+    """
+
+    def __init__(self, dim: int, heads: int, causal: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # n t 3 h k
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each n h t k
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     """Norm and attention, then norm and two linear layers, each added to the stream."""
 
-    def __init__(self, dim: int, heads: int, hidden: int):
+    def __init__(self, dim: int, heads: int, hidden: int, act: str = "gelu", causal: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, causal)
         self.norm2 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
+        self.act = ACTIVATIONS[act]
 
     def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
         x = x + self.attn(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
 
 
 class ViT(nn.Module):
