@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isthmus
-from isthmus.align.balance import balance
+from isthmus.align.orders.balance import balance
 from isthmus.symmetry import SymmetryGraph
 
 Weights = dict[str, Tensor]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isthmus
-from isthmus.align.full_groups import best_signs, check_choices, match, procrustes
+from isthmus.align.orders.full_groups import best_signs, check_choices, match, procrustes
 from isthmus.errors import InputError
 from isthmus.symmetry import Element, SymmetryGraph
 from isthmus.symmetry.residual import residual_streams

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import isthmus
 from isthmus import weights as files
-from isthmus.align import align, similarity, votes
-from isthmus.align.assignment import Evidence
-from isthmus.align.weight_matching import Matching
+from isthmus.align import align
+from isthmus.align.orders import similarity, votes
+from isthmus.align.orders.assignment import Evidence
+from isthmus.align.orders.matching import Matching
 from isthmus.errors import InputError, MismatchError
 from isthmus.symmetry import Space, SymmetryGraph
 from isthmus.symmetry.saved import load, save

@@ -1,115 +1,23 @@
 """Weight and activation matching: what was planted is found, merged copies are exact, options do what they say."""
 
-import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from small_nets import Weights, build
 
-import isthmus
 from isthmus.align import ALIGNMENTS, Alignment, align
 from isthmus.combine import combine
 from isthmus.errors import DataError, InputError, MismatchError
 from isthmus.maps import Permutation, Transport
-from isthmus.symmetry import SymmetryGraph
 from isthmus.symmetry.elements import random_orders
-from isthmus.zoo import MLP, VGG, ResNet, ViT
+from isthmus.zoo import MLP
 
-Weights = dict[str, Tensor]
 METHODS = ("weight-matching", "activation-matching")
 
 
-class Grouped(nn.Module):
-    """A grouped and a depthwise convolution between two plain ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 6, 1)
-        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2)
-        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
-        self.last = nn.Conv2d(6, 4, 1)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in (self.stem, self.grouped, self.depthwise, self.last):
-            x = torch.relu(conv(x))
-        return self.head(x.mean((2, 3)))
-
-
-class GroupedQueries(nn.Module):
-    """Attention with two queries per key and value, q, k and v of weights of their own, and a gate."""
-
-    def __init__(self):
-        super().__init__()
-        self.q, self.k, self.v = nn.Linear(6, 12), nn.Linear(6, 6), nn.Linear(6, 6)
-        self.o, self.up, self.gate = nn.Linear(12, 6), nn.Linear(6, 5), nn.Linear(6, 5)
-        self.down = nn.Linear(5, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
-        x = x + self.o(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (lambda: MLP(d_in=6, widths=(8, 7), num_classes=3), (6,)),
-    "conv": (lambda: VGG((1, "M", 2), base=6, in_channels=1, num_classes=3), (1, 6, 6)),
-    "conv-bn": (lambda: VGG((1, "M", 2), base=6, norm="bn", in_channels=1, num_classes=3), (1, 6, 6)),
-    "grouped": (Grouped, (1, 5, 5)),
-    "resnet": (lambda: ResNet(8, base=4, norm="bn", in_channels=1, num_classes=3), (1, 8, 8)),
-    "heads": (
-        lambda: ViT(
-            image=4, patch=2, dim=8, depth=1, heads=2, mlp_ratio=1, pool="mean", in_channels=1, num_classes=3
-        ),
-        (1, 4, 4),
-    ),
-    "grouped queries": (GroupedQueries, (3, 6)),
-}
-
-
-@dataclass(frozen=True)
-class Net:
-    model: nn.Module
-    graph: SymmetryGraph
-    data: Tensor
-
-    def drawn(self, seed: int) -> Weights:
-        generator = torch.Generator().manual_seed(seed)
-
-        def one(key: str, tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor.clone()
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            if tensor.ndim > 1:
-                return noise * (2 / max(tensor[0].numel(), 1)) ** 0.5
-            norm = key.endswith("running_var") or bool((tensor == 1).all())
-            return 0.5 + noise.abs() if norm else 0.3 * noise
-
-        return {key: one(key, tensor) for key, tensor in self.model.state_dict().items()}
-
-    def planted(self, weights: Weights, seed: int) -> Weights:
-        orders = random_orders(self.graph, torch.Generator().manual_seed(seed))
-        return Transport(self.graph, {n: Permutation(o) for n, o in orders.items()}).apply(weights)
-
-    def run(self, weights: Weights) -> Tensor:
-        with torch.no_grad():
-            return torch.func.functional_call(self.model, weights, (self.data,))
-
-    def align(self, models: list[Weights], by: str, **options: object) -> Alignment:
-        return align(self.graph, models, by, data=list(self.data.split(16)), **options)
-
-
-@functools.cache
-def build(name: str) -> Net:
-    make, shape = NETS[name]
-    model = make().double().eval()
-    data = torch.randn(48, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Net(model, isthmus.trace(model, data[:2]), data)
+NETS = ("mlp", "conv", "conv-bn", "grouped", "resnet", "vit", "grouped queries")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -146,7 +54,7 @@ def test_a_planted_order_is_found_on_every_kind_of_net(name: str, by: str):
 
 
 def test_orders_inside_moved_heads_are_found_head_by_head():
-    net = build("heads")
+    net = build("vit")
     model = net.drawn(3)
     inner = [s.name for s in net.graph.spaces.values() if s.within]
     orders = random_orders(net.graph, torch.Generator().manual_seed(0))
@@ -178,7 +86,7 @@ def test_dead_units_are_found_by_their_weights(name: str, by: str):
 
 
 @by_both
-@pytest.mark.parametrize("name", ["mlp", "conv-bn", "heads"])
+@pytest.mark.parametrize("name", ["mlp", "conv-bn", "vit"])
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
 def test_a_model_merged_with_its_reordered_copy_is_the_model_at_every_alpha(name: str, by: str, alpha: float):
     net = build(name)
@@ -232,7 +140,7 @@ def test_each_model_is_matched_on_its_own(by: str):
 
 @by_both
 def test_copies_stay_where_they_are(by: str):
-    net = build("heads")
+    net = build("vit")
     model = net.drawn(1)
     found = net.align([model, dict(model)], by)
     assert same(found.apply([model, model])[1], model)
@@ -289,11 +197,11 @@ def test_a_perfect_match_has_cost_one(by: str):
 
 @by_both
 def test_an_alignment_is_saved_and_loaded(by: str, tmp_path: Path):
-    net = build("heads")
+    net = build("vit")
     models = [net.drawn(seed) for seed in range(3)]
     found = net.align(models, by, reference=1)
-    found.save(tmp_path / "new" / "folder")
-    again = Alignment.load(tmp_path / "new" / "folder", net.graph)
+    found.save(tmp_path / "new" / "maps.safetensors")
+    again = Alignment.load(tmp_path / "new" / "maps.safetensors", net.graph)
     assert all(map(same, again.apply(models), found.apply(models)))
     assert (again.method, again.reference, again.costs, again.notes, again.status) == (
         found.method, found.reference, found.costs, found.notes, found.status,
@@ -312,7 +220,7 @@ def test_another_number_of_models_is_refused():
 
 
 def test_a_seed_gives_the_same_orders():
-    net = build("heads")
+    net = build("vit")
     models = [net.drawn(seed) for seed in range(2)]
     once, again = (net.align(models, "weight-matching", seed=5) for _ in range(2))
     assert str(once) == str(again)
@@ -392,7 +300,7 @@ def test_every_way_to_look_finds_what_was_planted(similarity: str, at: str, stre
 )
 @pytest.mark.parametrize("stream", ["last", "pooled"])
 def test_heads_are_found_wherever_they_are_seen(at: str, stream: str):
-    net = build("heads")
+    net = build("vit")
     model = net.drawn(1)
     models = [model, net.planted(model, 2)]
     found = net.align(models, "activation-matching", at=at, stream=stream)

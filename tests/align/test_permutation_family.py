@@ -1,100 +1,24 @@
 """c2m3, straight-through, sinkhorn, annealing, relu-scaling: what was planted is found, options do what they say."""
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_nets import Net, Weights, build
+from torch import nn
 
 import isthmus
 from isthmus.align import Alignment, align
 from isthmus.combine import combine
 from isthmus.errors import DataError, InputError, MismatchError
-from isthmus.maps import Permutation, Transport
-from isthmus.symmetry import Element, SymmetryGraph
-from isthmus.symmetry.elements import random_orders
-from isthmus.zoo import MLP, VGG, ResNet, ViT
+from isthmus.symmetry import Element
 
-Weights = dict[str, Tensor]
 METHODS = ("c2m3", "straight-through", "sinkhorn", "annealing", "relu-scaling")
 BY_WEIGHTS = ("c2m3", "sinkhorn")
 
 
-class Grouped(nn.Module):
-    """A grouped and a depthwise convolution between two plain ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 6, 1)
-        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2)
-        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
-        self.last, self.head = nn.Conv2d(6, 4, 1), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in (self.stem, self.grouped, self.depthwise, self.last):
-            x = torch.relu(conv(x))
-        return self.head(x.mean((2, 3)))
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (lambda: MLP(d_in=6, widths=(8, 7), num_classes=3), (6,)),
-    "conv-bn": (lambda: VGG((1, "M", 2), base=6, norm="bn", in_channels=1, num_classes=3), (1, 6, 6)),
-    "grouped": (Grouped, (1, 5, 5)),
-    "resnet": (lambda: ResNet(8, base=4, norm="bn", in_channels=1, num_classes=3), (1, 8, 8)),
-    "heads": (
-        lambda: ViT(
-            image=4, patch=2, dim=8, depth=1, heads=2, mlp_ratio=1, pool="mean", in_channels=1, num_classes=3
-        ),
-        (1, 4, 4),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Net:
-    model: nn.Module
-    graph: SymmetryGraph
-    x: Tensor
-
-    def drawn(self, seed: int) -> Weights:
-        generator = torch.Generator().manual_seed(seed)
-
-        def one(key: str, tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor.clone()
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            if tensor.ndim > 1:
-                return noise * (2 / max(tensor[0].numel(), 1)) ** 0.5
-            norm = key.endswith("running_var") or bool((tensor == 1).all())
-            return 0.5 + noise.abs() if norm else 0.3 * noise.abs()
-
-        return {key: one(key, tensor) for key, tensor in self.model.state_dict().items()}
-
-    def planted(self, weights: Weights, seed: int) -> Weights:
-        orders = random_orders(self.graph, torch.Generator().manual_seed(seed))
-        return Transport(self.graph, {n: Permutation(o) for n, o in orders.items()}).apply(weights)
-
-    def run(self, weights: Weights) -> Tensor:
-        with torch.no_grad():
-            return torch.func.functional_call(self.model, weights, (self.x,))
-
-    def labelled(self, weights: Weights) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.x.split(16), self.run(weights).argmax(1).split(16), strict=True))
-
-    def align(self, models: list[Weights], by: str, **options: Any) -> Alignment:
-        return align(self.graph, models, by, data=self.labelled(models[0]), **options)
-
-
-@functools.cache
-def build(name: str) -> Net:
-    make, shape = NETS[name]
-    model = make().double().eval()
-    x = torch.randn(48, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Net(model, isthmus.trace(model, x[:2]), x)
+NETS = ("mlp", "conv-bn", "grouped", "resnet", "vit")
 
 
 def same(ours: Weights, theirs: Weights) -> bool:
@@ -108,7 +32,7 @@ def same(ours: Weights, theirs: Weights) -> bool:
 @pytest.mark.parametrize("by", METHODS)
 def test_planted_orders_are_found_on_every_kind_of_net(name: str, by: str):
     net = build(name)
-    model = net.drawn(1)
+    model = net.drawn(1, positive=True)
     models = [model, net.planted(model, 2), net.planted(model, 3)]
     assert not same(models[1], model)
     for count in (2, 3) if name == "mlp" else (3,):
@@ -120,11 +44,11 @@ def test_planted_orders_are_found_on_every_kind_of_net(name: str, by: str):
             torch.testing.assert_close(net.run(combine(moved, weights=shares)), net.run(model))
 
 
-@pytest.mark.parametrize("name", ["resnet", "heads"])
+@pytest.mark.parametrize("name", ["resnet", "vit"])
 @pytest.mark.parametrize("by", METHODS)
 def test_strangers_keep_their_functions_and_agree_more(name: str, by: str):
     net = build(name)
-    models = [net.drawn(seed) for seed in range(2)]
+    models = [net.drawn(seed, positive=True) for seed in range(2)]
     options = {"steps": 10} if by in ("sinkhorn", "annealing") else {}
     found = net.align(models, by, **options)
     moved = found.apply(models)
@@ -137,7 +61,7 @@ def test_strangers_keep_their_functions_and_agree_more(name: str, by: str):
 @pytest.mark.parametrize("by", METHODS)
 def test_a_reference_in_the_middle(by: str):
     net = build("mlp")
-    model = net.drawn(1)
+    model = net.drawn(1, positive=True)
     models = [net.planted(model, 2), net.planted(model, 3), model]
     found = net.align(models, by, reference=1)
     assert found.reference == 1
@@ -149,8 +73,8 @@ def test_a_reference_in_the_middle(by: str):
 
 
 def test_cycles_of_maps_come_back_to_the_identity():
-    net = build("heads")
-    models = [net.drawn(seed) for seed in range(3)]
+    net = build("vit")
+    models = [net.drawn(seed, positive=True) for seed in range(3)]
     transports = net.align(models, "c2m3").transports
     around = transports[0]
     for start, end in ((0, 1), (1, 2), (2, 0)):
@@ -163,7 +87,7 @@ def test_cycles_of_maps_come_back_to_the_identity():
 
 def test_what_the_universe_reports_is_the_inner_product_of_all_pairs():
     net = build("mlp")
-    models = [net.drawn(seed) for seed in range(3)]
+    models = [net.drawn(seed, positive=True) for seed in range(3)]
     found = net.align(models, "c2m3")
     moved = found.apply(models)
     pairs = [(0, 1), (0, 2), (1, 2)]
@@ -175,7 +99,7 @@ def test_what_the_universe_reports_is_the_inner_product_of_all_pairs():
 
 def test_stopping_early_is_said():
     net = build("mlp")
-    models = [net.drawn(seed) for seed in range(2)]
+    models = [net.drawn(seed, positive=True) for seed in range(2)]
     found = net.align(models, "c2m3", max_rounds=1)
     assert found.status == "stopped after 1 rounds"
     assert "not converged" in found.notes[-1]
@@ -187,7 +111,7 @@ def test_stopping_early_is_said():
 
 def test_what_diverges_says_so_and_keeps_what_it_had():
     net = build("mlp")
-    models = [net.drawn(seed) for seed in range(2)]
+    models = [net.drawn(seed, positive=True) for seed in range(2)]
     for by in ("straight-through", "sinkhorn"):
         found = net.align(models, by, learning_rate=1e200)
         assert "1 searches diverged" in found.notes[-1]
@@ -201,7 +125,7 @@ def test_what_diverges_says_so_and_keeps_what_it_had():
 @pytest.mark.parametrize("projection", ["inner-product", "l2"])
 def test_straight_through_meets_better_orders(parametrisation: str, projection: str):
     net = build("mlp")
-    models = [net.drawn(3), net.drawn(4)]
+    models = [net.drawn(3, positive=True), net.drawn(4, positive=True)]
     options = {"parametrisation": parametrisation, "projection": projection}
     found = net.align(models, "straight-through", learning_rate=0.5, epochs=6, **options)
     first, lowest = (
@@ -216,7 +140,7 @@ def test_straight_through_meets_better_orders(parametrisation: str, projection: 
 
 def test_an_endpoint_is_projected_the_same_way_either_way():
     net = build("mlp")
-    models = [net.drawn(3), net.drawn(4)]
+    models = [net.drawn(3, positive=True), net.drawn(4, positive=True)]
     runs = [
         net.align(models, "straight-through", learning_rate=0.5, projection=p)
         for p in ("inner-product", "l2")
@@ -227,8 +151,8 @@ def test_an_endpoint_is_projected_the_same_way_either_way():
 
 def test_a_loss_of_ones_own_needs_no_targets():
     net = build("mlp")
-    models = [net.drawn(3), net.drawn(4)]
-    data = list(net.x.split(16))
+    models = [net.drawn(3, positive=True), net.drawn(4, positive=True)]
+    data = list(net.data.split(16))
     found = align(
         net.graph, models, "straight-through", data=data, loss=lambda output, _: output.square().mean()
     )
@@ -241,7 +165,7 @@ def test_a_loss_of_ones_own_needs_no_targets():
 @pytest.mark.parametrize("objective", ["l1", "midpoint", "random-point"])
 def test_every_objective_is_lowered(objective: str):
     net = build("conv-bn")
-    models = [net.drawn(3), net.drawn(4)]
+    models = [net.drawn(3, positive=True), net.drawn(4, positive=True)]
     found = net.align(models, "sinkhorn", objective=objective, steps=15)
     first, lowest = (
         float(word) for word in found.notes[0].split(f"{objective} ")[1].split(",")[0].split(" -> ")
@@ -252,7 +176,7 @@ def test_every_objective_is_lowered(objective: str):
 
 def test_what_weight_matching_found_is_where_sinkhorn_may_begin():
     net = build("mlp")
-    models = [net.drawn(3), net.drawn(4)]
+    models = [net.drawn(3, positive=True), net.drawn(4, positive=True)]
     matched = net.align(models, "weight-matching").apply(models)[1]
     found = net.align(models, "sinkhorn", start="weight-matching", steps=1).apply(models)[1]
     assert same(found, matched)
@@ -264,7 +188,7 @@ def test_what_weight_matching_found_is_where_sinkhorn_may_begin():
 @pytest.mark.parametrize(("energy", "over"), [("loss", "average"), ("loss", "pairs"), ("accuracy", "pairs")])
 def test_annealing_lowers_its_energy(energy: str, over: str):
     net = build("mlp")
-    model = net.drawn(3)
+    model = net.drawn(3, positive=True)
     models = [model, net.planted(model, 4), net.planted(model, 5)]
     options: dict[str, Any] = {"over": over, "energy": energy, "steps": 60, "held_out": 0.0}
     found = net.align(models, "annealing", start="identity", **options)
@@ -276,7 +200,7 @@ def test_annealing_lowers_its_energy(energy: str, over: str):
 
 def test_the_published_schedule_moves_every_unit_at_random():
     net = build("mlp")
-    model = net.drawn(3)
+    model = net.drawn(3, positive=True)
     models = [model, net.planted(model, 1)]
     found = net.align(models, "annealing", variant="entezari", steps=20)
     assert int(found.notes[0].split("; ")[1].split(" ")[0]) > 15
@@ -303,7 +227,7 @@ def scaled(net: Net, weights: Weights, seed: int) -> Weights:
 )
 def test_planted_scales_are_found(name: str, fit: str):
     net = build(name)
-    model = net.drawn(1)
+    model = net.drawn(1, positive=True)
     copy = scaled(net, model, 3)
     torch.testing.assert_close(net.run(copy), net.run(model))
     found = net.align([model, copy], "relu-scaling", fit=fit, steps=100)
@@ -313,12 +237,12 @@ def test_planted_scales_are_found(name: str, fit: str):
 
 def test_least_squares_is_the_better_fit_and_norms_keep_loudness():
     net = build("mlp")
-    models = [net.drawn(0), net.drawn(1)]
+    models = [net.drawn(0, positive=True), net.drawn(1, positive=True)]
     layer = next(iter(net.graph.spaces))
     ours, theirs = {}, {}
     for fit in ("norms", "least-squares"):
         moved = net.align(models, "relu-scaling", fit=fit).apply(models)
-        hidden = [torch.relu(net.x @ m[f"{layer}.weight"].T + m[f"{layer}.bias"]) for m in moved]
+        hidden = [torch.relu(net.data @ m[f"{layer}.weight"].T + m[f"{layer}.bias"]) for m in moved]
         ours[fit] = (hidden[0] - hidden[1]).square().sum()
         theirs[fit] = hidden[1].square().sum() / hidden[0].square().sum()
     assert ours["least-squares"] < ours["norms"]
@@ -343,7 +267,7 @@ def test_a_network_without_scales_is_only_reordered():
 @pytest.mark.parametrize("by", ["weight-matching", "activation-matching"])
 def test_a_reference_may_be_chosen(reference: str, by: str):
     net = build("conv-bn")
-    model = net.drawn(1)
+    model = net.drawn(1, positive=True)
     models = [net.planted(model, 2), net.planted(model, 3), model]
     found = net.align(models, by, reference=reference, score=lambda weights: -float(weights is not models[1]))
     assert found.reference == {"first": 0, "best": 1}.get(reference, found.reference)
@@ -352,8 +276,8 @@ def test_a_reference_may_be_chosen(reference: str, by: str):
 
 def test_the_medoid_is_what_the_others_agree_with():
     net = build("mlp")
-    model = net.drawn(1)
-    noisy = [{k: v + s * net.drawn(9)[k] for k, v in model.items()} for s in (1.0, 0.0, -1.0)]
+    model = net.drawn(1, positive=True)
+    noisy = [{k: v + s * net.drawn(9, positive=True)[k] for k, v in model.items()} for s in (1.0, 0.0, -1.0)]
     found = net.align(noisy, "weight-matching", reference="medoid")
     assert found.reference == 1
     assert found.notes[-1].startswith("reference 1: the medoid, agreements ")
@@ -361,7 +285,7 @@ def test_the_medoid_is_what_the_others_agree_with():
 
 def test_the_universe_brings_strangers_closer_than_a_reference():
     net = build("resnet")
-    models = [net.drawn(seed) for seed in range(4)]
+    models = [net.drawn(seed, positive=True) for seed in range(4)]
 
     def spread(found: Alignment) -> float:
         moved = found.apply(models)
@@ -378,10 +302,11 @@ def test_the_universe_brings_strangers_closer_than_a_reference():
 
 def test_matching_begins_at_an_alignment_made_before(tmp_path: Path):
     net = build("resnet")
-    models = [net.drawn(seed) for seed in range(3)]
+    models = [net.drawn(seed, positive=True) for seed in range(3)]
     before = net.align(models, "weight-matching", seed=3)
-    before.save(tmp_path)
-    for start in (before, tmp_path):
+    file = tmp_path / "maps.safetensors"
+    before.save(file)
+    for start in (before, file):
         again = net.align(models, "weight-matching", start=start)
         assert all("1 sweeps" in note for note in again.notes)
         assert all(map(same, again.apply(models), before.apply(models)))
@@ -399,26 +324,26 @@ def test_matching_begins_at_an_alignment_made_before(tmp_path: Path):
 @pytest.mark.parametrize("by", METHODS)
 def test_models_of_other_depths_are_refused(by: str):
     net = build("mlp")
-    deeper = {**net.drawn(1), "layers.9.weight": torch.zeros(3, 3, dtype=torch.float64)}
+    deeper = {**net.drawn(1, positive=True), "layers.9.weight": torch.zeros(3, 3, dtype=torch.float64)}
     with pytest.raises(MismatchError, match=r"layers\.9\.weight"):
-        net.align([net.drawn(0), deeper], by)
+        net.align([net.drawn(0, positive=True), deeper], by)
 
 
 @pytest.mark.parametrize("by", ["straight-through", "annealing"])
 def test_data_and_targets_are_needed(by: str):
     net = build("mlp")
-    models = [net.drawn(0), net.drawn(1)]
+    models = [net.drawn(0, positive=True), net.drawn(1, positive=True)]
     with pytest.raises(InputError, match="needs calibration data"):
         align(net.graph, models, by)
     with pytest.raises(DataError, match=r"has no targets[\s\S]*hint: yield \(inputs, targets\)"):
-        align(net.graph, models, by, data=[net.x])
+        align(net.graph, models, by, data=[net.data])
     with pytest.raises(DataError, match="empty"):
         align(net.graph, models, by, data=[])
 
 
 def test_data_is_needed_where_the_objective_is_a_task():
     net = build("mlp")
-    models = [net.drawn(0), net.drawn(1)]
+    models = [net.drawn(0, positive=True), net.drawn(1, positive=True)]
     with pytest.raises(InputError, match="the objective 'midpoint' needs labelled data"):
         align(net.graph, models, "sinkhorn", objective="midpoint")
     with pytest.raises(InputError, match="relu-scaling needs calibration data"):
@@ -442,17 +367,17 @@ def test_data_is_needed_where_the_objective_is_a_task():
 def test_wrong_options_have_hints(by: str, options: dict[str, Any], words: str):
     net = build("mlp")
     with pytest.raises(InputError) as raised:
-        net.align([net.drawn(0), net.drawn(1)], by, **options)
+        net.align([net.drawn(0, positive=True), net.drawn(1, positive=True)], by, **options)
     assert words in str(raised.value)
 
 
 def test_annealing_keeps_its_start_where_that_is_better_on_held_out_examples():
     net = build("mlp")
-    model = net.drawn(3)
+    model = net.drawn(3, positive=True)
     models = [model, net.planted(model, 4)]
     answers, averaged = net.run(model), net.run(combine(models, weights=[0.5, 0.5]))
     # What is held out says that the models are best averaged as they are.
-    data = [(net.x[:24], answers[:24]), (net.x[24:], averaged[24:])]
+    data = [(net.data[:24], answers[:24]), (net.data[24:], averaged[24:])]
     found = align(
         net.graph,
         models,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from isthmus.align.doubly_stochastic import sinkhorn_operator
-from isthmus.align.labelled import Task, mean_of
-from isthmus.align.relaxed import Relaxation
-from isthmus.align.rerun import Rerun
+from isthmus.align.learned.doubly_stochastic import sinkhorn_operator
+from isthmus.align.learned.labelled import Task, mean_of
+from isthmus.align.learned.relaxed import Relaxation
+from isthmus.align.learned.rerun import Rerun
 from isthmus.errors import DataError
 from isthmus.program import Batch
 from isthmus.symmetry import reorder

@@ -1,79 +1,25 @@
 """Methods that mix units: ZipIt!, CCA, optimal transport, matched averaging; on every kind of net."""
 
 import copy
-import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_nets import Weights, build
+from torch import Tensor
 
 import isthmus
 from isthmus.align import Alignment, align
-from isthmus.align.coupling import couple
-from isthmus.align.joint import joint, mixable
-from isthmus.align.matched_averaging import Process
-from isthmus.align.zipping import zipped
+from isthmus.align.methods.matched_averaging import Process
+from isthmus.align.mixed.coupling import couple
+from isthmus.align.mixed.joint import joint, mixable
+from isthmus.align.mixed.zipping import zipped
 from isthmus.errors import DataError, InputError, MismatchError
-from isthmus.maps import Dense, Membership, Permutation, Transport
-from isthmus.symmetry import SymmetryGraph
-from isthmus.symmetry.elements import random_orders
-from isthmus.testing.subjects import drawn
-from isthmus.zoo import MLP, VGG, ResNet, ViT
+from isthmus.maps import Dense, Membership, Permutation
+from isthmus.zoo import MLP, VGG
 
-Weights = dict[str, Tensor]
-
-
-class Dense3(nn.Module):
-    """Three layers that read all before them, with norms before the convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 4, 3, padding=1)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(4 + 3 * i) for i in range(3))
-        self.convs = nn.ModuleList(nn.Conv2d(4 + 3 * i, 3, 3, padding=1) for i in range(3))
-        self.head = nn.Linear(13, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for norm, conv in zip(self.norms, self.convs, strict=True):
-            x = torch.cat([x, conv(torch.relu(norm(x)))], 1)
-        return self.head(x.mean((2, 3)))
-
-
-class Depthwise(nn.Module):
-    """A depthwise convolution between two others, all with norms."""
-
-    def __init__(self, width: int = 6):
-        super().__init__()
-        self.stem, self.bn1 = nn.Conv2d(1, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.last, self.head = nn.Conv2d(width, 5, 1), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.stem(x)))
-        x = torch.relu(self.bn2(self.depthwise(x)))
-        return self.head(torch.relu(self.last(x)).mean((2, 3)))
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (lambda: MLP(d_in=6, widths=(8, 7), num_classes=3), (6,)),
-    "vgg": (lambda: VGG((1, "M", 2), base=4, in_channels=1, num_classes=3), (1, 6, 6)),
-    "vgg-bn": (lambda: VGG((1, "M", 2), base=4, norm="bn", in_channels=1, num_classes=3), (1, 6, 6)),
-    "resnet": (lambda: ResNet(8, base=4, norm="bn", in_channels=1, num_classes=3), (1, 8, 8)),
-    "densenet": (Dense3, (1, 6, 6)),
-    "depthwise": (Depthwise, (1, 6, 6)),
-    "vit": (
-        lambda: ViT(
-            image=4, patch=2, dim=8, depth=1, heads=2, mlp_ratio=1, pool="mean", in_channels=1, num_classes=3
-        ),
-        (1, 4, 4),
-    ),
-}
+NETS = ("mlp", "vgg", "vgg-bn", "resnet", "densenet", "depthwise", "vit")
 
 #: Every way of mixing.
 WAYS: dict[str, dict[str, object]] = {
@@ -83,45 +29,6 @@ WAYS: dict[str, dict[str, object]] = {
     "transport by weights": {"method": "transport", "by": "weights"},
     "matched-averaging": {"method": "matched-averaging"},
 }
-
-
-@dataclass(frozen=True)
-class Net:
-    model: nn.Module
-    graph: SymmetryGraph
-    data: Tensor
-
-    def drawn(self, seed: int) -> Weights:
-        return drawn(self.model, torch.Generator().manual_seed(seed))
-
-    def planted(self, weights: Weights, seed: int) -> Weights:
-        orders = random_orders(self.graph, torch.Generator().manual_seed(seed))
-        return Transport(self.graph, {n: Permutation(o) for n, o in orders.items()}).apply(weights)
-
-    def run(self, weights: Weights) -> Tensor:
-        with torch.no_grad():
-            return torch.func.functional_call(self.model, weights, (self.data,))
-
-    def align(self, models: list[Weights], **options: object) -> Alignment:
-        return align(self.graph, models, options, data=list(self.data.split(16)))
-
-    def merge(self, models: list[Weights], **options: object) -> isthmus.Merged:
-        return isthmus.merge(
-            models,
-            model=self.model,
-            graph=self.graph,
-            data=list(self.data.split(16)),
-            verify=False,
-            **options,
-        )
-
-
-@functools.cache
-def build(name: str) -> Net:
-    make, shape = NETS[name]
-    model = make().double().eval()
-    data = torch.randn(48, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Net(model, isthmus.trace(model, data[:2]), data)
 
 
 def output(merged: isthmus.Merged, data: Tensor) -> Tensor:
@@ -137,7 +44,7 @@ def test_a_network_merged_with_its_reordered_copies_is_the_network_at_any_weight
     model = net.drawn(1)
     copies = [model, net.planted(model, 2), net.planted(model, 3)]
     for count, mixtures in ((2, ((0.9, 0.1), (0.5, 0.5), (0.1, 0.9))), (3, ((0.2, 0.3, 0.5),))):
-        alignment = net.align(copies[:count], **WAYS[way])
+        alignment = net.align(copies[:count], WAYS[way])
         for weights in mixtures:
             merged = isthmus.combine(alignment.apply(copies[:count], weights), weights=weights)
             torch.testing.assert_close(net.run(merged), net.run(model), rtol=1e-7, atol=1e-7)
@@ -149,7 +56,7 @@ def test_strangers_give_finite_weights_whose_variances_are_not_negative(name: st
     net = build(name)
     models = [net.drawn(seed) for seed in (1, 2, 3)]
     how = {**WAYS[way], **({"gamma": 1e-3} if way == "matched-averaging" else {})}
-    alignment = net.align(models, **how)
+    alignment = net.align(models, how)
     moved = alignment.apply(models, (0.2, 0.3, 0.5))
     for state in moved:
         assert all(bool(t.isfinite().all()) for t in state.values())
@@ -162,9 +69,9 @@ def test_strangers_give_finite_weights_whose_variances_are_not_negative(name: st
 def test_maps_are_saved_and_loaded(way: str, tmp_path: Path):
     net = build("vgg-bn")
     models = [net.drawn(1), net.drawn(2)]
-    found = net.align(models, **WAYS[way], **({"affine": True} if way == "cca" else {}))
-    found.save(tmp_path)
-    again = Alignment.load(tmp_path, net.graph)
+    found = net.align(models, WAYS[way], **({"affine": True} if way == "cca" else {}))
+    found.save(tmp_path / "m.safetensors")
+    again = Alignment.load(tmp_path / "m.safetensors", net.graph)
     for ours, theirs in zip(again.apply(models, (0.3, 0.7)), found.apply(models, (0.3, 0.7)), strict=True):
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
@@ -180,7 +87,7 @@ def rows_of_a(alignment: Alignment, weights: tuple[float, ...], name: str) -> Te
 def test_the_rows_of_a_sum_to_one_at_every_alpha_also_of_groups_of_one_models_units():
     net = build("mlp")
     models = [net.drawn(1), net.drawn(2)]
-    alignment = net.align(models, method="zipit", beta=1.0, alpha=1.0)
+    alignment = net.align(models, by="zipit", beta=1.0, alpha=1.0)
     groups = [
         m.group for m in (alignment.transports[0].maps["layers.0"], alignment.transports[1].maps["layers.0"])
     ]  # type: ignore[union-attr]
@@ -252,7 +159,7 @@ def test_the_optimal_pairing_is_at_least_as_good_as_the_greedy_one():
     statistics = joint([net.graph] * 2, models, [net.data], spaces)[0]
     totals = {}
     for pairing, options in (("optimal", {}), ("greedy", {"beta": 0.0})):
-        found = net.align(models, method="zipit", pairing=pairing, **options)
+        found = net.align(models, by="zipit", pairing=pairing, **options)
         totals[pairing] = 0.0
         for name in spaces:
             groups = torch.cat([t.maps[name].group for t in found.transports])  # type: ignore[union-attr]
@@ -261,7 +168,7 @@ def test_the_optimal_pairing_is_at_least_as_good_as_the_greedy_one():
             totals[pairing] += (same * statistics[name].correlation).sum().item()
     assert totals["optimal"] >= totals["greedy"] - 1e-9
     with pytest.raises(InputError, match="two models of equal widths"):
-        net.align([*models, net.drawn(3)], method="zipit", pairing="optimal")
+        net.align([*models, net.drawn(3)], by="zipit", pairing="optimal")
 
 
 def test_groups_meet_by_average_alone():
@@ -284,7 +191,7 @@ def test_everything_kept_apart_is_the_ensemble_and_copies_stay_exact(name: str, 
     ensemble = 0.3 * net.run(models[0]) + 0.7 * net.run(models[1])
     torch.testing.assert_close(output(whole, net.data), ensemble)
     copies = [models[0], net.planted(models[0], 1)]
-    alignment = net.align(copies, **WAYS[way])
+    alignment = net.align(copies, WAYS[way])
     for cut in ({"preserve_first": 2}, {"preserve_last": 2}):
         merged = net.merge(copies, align=alignment, variant=variant, weights=(0.3, 0.7), **cut)
         torch.testing.assert_close(output(merged, net.data), net.run(models[0]), rtol=1e-7, atol=1e-7)
@@ -347,7 +254,7 @@ def test_merged_models_are_merged_again():
 def test_m_gives_the_model_the_covariance_of_the_reference_and_u_takes_it_back():
     net = build("vgg")
     models = [net.drawn(1), net.drawn(2)]
-    found = net.align(models, method="cca", gamma=0.0, at="pre-activation")
+    found = net.align(models, by="cca", gamma=0.0, at="pre-activation")
     seen = joint([net.graph] * 2, models, [net.data], ["features.3"], at="pre-activation")[0]["features.3"]
     forward, backward = found.transports[1].maps["features.3"].matrices()
     torch.testing.assert_close(forward @ seen.block(1, 1) @ forward.mT, seen.block(0, 0))
@@ -358,7 +265,7 @@ def test_m_gives_the_model_the_covariance_of_the_reference_and_u_takes_it_back()
 def test_a_large_gamma_is_orthogonal_procrustes(relative: bool):
     net = build("vgg")
     models = [net.drawn(1), net.drawn(2)]
-    found = net.align(models, method="cca", gamma=1e9, relative=relative)
+    found = net.align(models, by="cca", gamma=1e9, relative=relative)
     cross = joint([net.graph] * 2, models, list(net.data.split(16)), ["features.0"])[0]["features.0"].block(
         0, 1
     )
@@ -372,7 +279,7 @@ def test_a_large_gamma_is_orthogonal_procrustes(relative: bool):
 def test_means_are_matched_where_asked():
     net = build("mlp")
     models = [net.drawn(1), net.drawn(2)]
-    found = net.align(models, method="cca", affine=True, at="pre-activation")
+    found = net.align(models, by="cca", affine=True, at="pre-activation")
     moved = found.apply(models)[1]
     ours, theirs = (net.data @ m["layers.0.weight"].mT + m["layers.0.bias"] for m in (models[0], moved))
     torch.testing.assert_close(theirs.mean(0), ours.mean(0))
@@ -405,11 +312,11 @@ def test_dead_units_are_counted_and_do_not_come_to_life():
     for model, unit in zip(models, (2, 5), strict=True):
         model["layers.0.weight"][unit] = 0
         model["layers.0.bias"][unit] = -1
-    found = net.align(models, method="cca")
+    found = net.align(models, by="cca")
     assert any("1 dead units (no variance) in the reference, 1 in model 1" in note for note in found.notes)
     forward = found.transports[1].maps["layers.0"].matrices()[0]
     assert forward[2].argmax() == 5 and forward[2].abs().sum() < 1.01 * forward[2, 5]
-    zipit = net.align(models, method="zipit")
+    zipit = net.align(models, by="zipit")
     assert any("model 1: 1 dead units" in note or "dead units (no variance)" in note for note in zipit.notes)
 
 
@@ -441,6 +348,18 @@ def test_columns_of_a_and_rows_of_b_are_averages(shape: tuple[int, int], solver:
     forward, backward = item.matrices()
     torch.testing.assert_close(forward.sum(1), torch.ones(shape[1]).double())
     torch.testing.assert_close(backward.sum(1), torch.ones(shape[0]).double())
+
+
+def test_biases_do_not_tell_units_apart_by_weights():
+    model = MLP(d_in=6, widths=(8, 8), num_classes=3)
+    graph = isthmus.trace(model, torch.randn(2, 6))
+    element = graph.random_element(1).only(graph.spaces)
+    other = element.apply(graph, model.state_dict())
+    for key in ("layers.0.bias", "layers.1.bias"):
+        other[key] = 100 * torch.randn(8)
+    found = align(graph, [model, other], {"method": "transport", "by": "weights"}).transports[1]
+    back = element.inverse(graph)
+    assert all(torch.equal(found.orders[name], order) for name, order in back.orders.items())
 
 
 def test_unbalanced_transport_leaves_the_expensive_behind():
@@ -531,7 +450,7 @@ def test_importance_and_sinkhorn_give_soft_maps_that_reset_can_use(mass: str):
 
 
 def matched(clients: list[Tensor], gamma: float, sweeps: int = 3) -> list[Tensor]:
-    return Process(gamma=gamma).match(clients, sweeps, torch.Generator().manual_seed(0))
+    return Process(gamma=gamma).match(clients, sweeps, torch.Generator().manual_seed(0))[0]
 
 
 def test_one_client_is_itself_and_identical_clients_do_not_grow():
@@ -563,7 +482,7 @@ def test_averages_by_count_mode_and_paper_differ_by_the_mass_of_what_few_hold():
     models = [net.drawn(1), net.drawn(2)]
     mass = {}
     for average in ("count", "map", "paper"):
-        found = net.align(models, method="matched-averaging", gamma=1e12, average=average)
+        found = net.align(models, by="matched-averaging", gamma=1e12, average=average)
         item = found.transports[0].maps["layers.0"]
         assert isinstance(item, Membership)
         mass[average] = rows_of_a(found, (0.5, 0.5), "layers.0")[0].item()
@@ -584,4 +503,4 @@ def test_averages_by_count_mode_and_paper_differ_by_the_mass_of_what_few_hold():
 def test_bad_options_are_refused(how: dict[str, object]):
     net = build("mlp")
     with pytest.raises(InputError):
-        net.align([net.drawn(1), net.drawn(2)], **how)
+        net.align([net.drawn(1), net.drawn(2)], how)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import isthmus
 from isthmus.align import align
-from isthmus.align.transformer_transport import _met
+from isthmus.align.methods.transformer_transport import _met
 from isthmus.errors import InputError
 from isthmus.maps import Dense, Permutation, Transport
 from isthmus.symmetry.elements import random_orders

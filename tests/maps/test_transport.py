@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import isthmus
-from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Dense, Membership, Permutation, ScaledPermutation, Stack, Transport
 from isthmus.symmetry import SymmetryGraph
@@ -282,19 +281,6 @@ def test_running_statistics_follow_permutations_only():
     scaled = ScaledPermutation(torch.arange(size), torch.full((size,), 2.0))
     with pytest.raises(InputError, match=r"running statistics follow permutations only[\s\S]*hint: fold"):
         Transport(graph, {name: scaled}).apply(model.state_dict())
-
-
-def test_a_file_without_maps_and_maps_of_another_model_are_refused(tmp_path: Path):
-    path = tmp_path / "weights.safetensors"
-    files.save({"a": torch.zeros(2)}, path)
-    with pytest.raises(InputError, match="the file holds no maps"):
-        Transport.load(path, build("mlp")[1])
-    element("conv-bn", 1).save(path)
-    with pytest.raises(InputError, match="no such space"):
-        Transport.load(path, build("heads")[1])
-    files.save({"a": torch.zeros(2)}, path, metadata={"isthmus.maps": '{"x": {"kind": "Rotation"}}'})
-    with pytest.raises(InputError, match="kind of map that this version does not know"):
-        Transport.load(path, build("mlp")[1])
 
 
 # Scales, signs and matrices travel with the orders.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +48,7 @@ class Alignment:
         settings: every option of the method, defaults included.
         notes: what a user should know (unconverged, dead units, ...).
         status: "converged", or why not.
+        digests: what each model is (`isthmus.weights.digest`), where it is known.
     """
 
     method: str
@@ -59,6 +59,7 @@ class Alignment:
     settings: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     status: str = "converged"
+    digests: tuple[str, ...] = ()
 
     @property
     def keeps_functions(self) -> bool:
@@ -100,50 +101,28 @@ class Alignment:
             raise InputError(f"{len(models)} models for an alignment of {len(self.transports)}")
         return [t.apply(own) for t, own in zip(self.weighted(weights), models, strict=True)]
 
-    def save(self, folder: str | Path) -> None:
-        """Write `alignment.json`, and the maps of each model that moves as `maps-{i}.safetensors`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, transport in enumerate(self.transports):
-            if transport.maps:
-                transport.save(folder / f"maps-{index}.safetensors")
-        described = {
-            "method": self.method,
-            "models": len(self.transports),
-            "moved": [index for index, transport in enumerate(self.transports) if transport.maps],
-            "reference": self.reference,
-            "status": self.status,
-            "notes": list(self.notes),
-            "settings": {
-                k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.settings.items()
-            },
-            "costs": [cost.__dict__ for cost in self.costs],
-        }
-        with files.atomic(folder / "alignment.json") as file:
-            file.write(json.dumps(described, indent=2).encode())
+    def save(self, path: str | Path) -> None:
+        """Write the maps of every model and how they were found as one safetensors file, whole or not at all.
+
+        Args:
+            path: of the file, ending in `.safetensors`.
+        """
+        from isthmus.align import saved  # it makes alignments
+
+        saved.save(self, path)
 
     @staticmethod
-    def load(folder: str | Path, graph: SymmetryGraph | Sequence[SymmetryGraph]) -> Alignment:
-        """Read an alignment back, for a graph of the same model (of each model, where their widths differ)."""
-        folder = Path(folder)
-        described = json.loads((folder / "alignment.json").read_text())
-        count, reference = described["models"], described["reference"]
-        graphs = [graph] * count if isinstance(graph, SymmetryGraph) else list(graph)
-        return Alignment(
-            described["method"],
-            graphs[reference],
-            tuple(
-                Transport.load(folder / f"maps-{i}.safetensors", own)
-                if i in described["moved"]
-                else Transport(own, {})
-                for i, own in enumerate(graphs)
-            ),
-            reference,
-            tuple(Cost(**cost) for cost in described["costs"]),
-            described["settings"],
-            tuple(described["notes"]),
-            described["status"],
-        )
+    def load(path: str | Path, graph: SymmetryGraph | Sequence[SymmetryGraph]) -> Alignment:
+        """Read an alignment back, for a graph of the same model (of each model, where their widths differ).
+
+        Nothing in the file is run, and all of it is checked against the graph first.
+
+        Raises:
+            InputError: the file holds no alignment, or one of other models; all problems are listed.
+        """
+        from isthmus.align import saved
+
+        return saved.load(path, graph)
 
     def __str__(self) -> str:
         width = max((len(cost.space) for cost in self.costs), default=5)
@@ -158,7 +137,7 @@ class Alignment:
 #: An alignment method: (graph, models, data, reference, options) -> Alignment.
 Aligner = Callable[..., Alignment]
 
-ALIGNMENTS: Registry[Aligner] = Registry("alignment", package="isthmus.align")
+ALIGNMENTS: Registry[Aligner] = Registry("alignment", package="isthmus.align.methods")
 
 
 def align(

@@ -15,8 +15,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from isthmus.align.alignment import Alignment, Cost, permutations
-from isthmus.align.full_groups import Residual, check_choices
-from isthmus.align.weight_matching import Matching
+from isthmus.align.orders.full_groups import Residual, check_choices
+from isthmus.align.orders.matching import Matching
 from isthmus.progress import task
 from isthmus.symmetry import SymmetryGraph, positions, spaces_of
 from isthmus.symmetry.residual import residual_streams

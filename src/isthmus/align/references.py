@@ -141,7 +141,7 @@ def starting_at(
     """Where each model begins: an alignment made before, seen from the reference.
 
     Args:
-        start: an alignment, or the folder that one was saved to.
+        start: an alignment, or the file that one was saved to.
         graph: the symmetries.
         count: number of models.
         reference: the model that stays.

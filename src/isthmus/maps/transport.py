@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,18 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, fx
 
-from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps.affine import Shift, places, read_shifted, write_shifted
 from isthmus.maps.elementwise import absorb, multipliers
 from isthmus.maps.kinds import (
-    Dense,
     Map,
-    Membership,
     Mixture,
     Permutation,
-    ScaledPermutation,
-    Stack,
     compose,
     invert,
 )
@@ -38,8 +32,6 @@ from isthmus.symmetry import (
     misfits,
     spaces_of,
 )
-
-_KINDS = {kind.__name__: kind for kind in (Permutation, ScaledPermutation, Dense, Membership, Stack)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,64 +279,21 @@ class Transport:
 
     def save(self, path: str | Path) -> None:
         """Write the maps as safetensors, each under its space's name."""
-        # A map without tensors (kept apart) is all in the metadata; a file of tensors must hold one.
-        tensors: dict[str, Tensor] = {"isthmus.maps": torch.zeros(0)}
-        kinds: dict[str, dict[str, object]] = {}
-        for name, item in self.maps.items():
-            fields: dict[str, object] = {"kind": type(item).__name__}
-            for entry in item.__dataclass_fields__:  # type: ignore[attr-defined]
-                value = getattr(item, entry)
-                if isinstance(value, Tensor):
-                    tensors[f"{name}:{entry}"] = value
-                else:
-                    fields[entry] = value
-            kinds[name] = fields
-        for name, value in self.values.items():
-            # The format has no complex numbers: real and imaginary parts stand beside each other.
-            tensors[f"isthmus.values/{name}"] = torch.view_as_real(value) if value.is_complex() else value
-        for name, shift in self.shifts.items():
-            tensors[f"isthmus.shifts/{name}:written"] = shift.written
-            tensors[f"isthmus.shifts/{name}:read"] = shift.read
-        described = {
-            "isthmus.maps": json.dumps(kinds),
-            "isthmus.values": json.dumps(list(self.values)),
-            "isthmus.shifts": json.dumps(list(self.shifts)),
-        }
-        files.save(tensors, path, metadata=described)
+        from isthmus.maps import saved  # it makes transports
+
+        saved.save([self], path)
 
     @staticmethod
     def load(path: str | Path, graph: SymmetryGraph) -> Transport:
-        """Read maps back, for a graph that has their spaces.
+        """Read maps back, for a graph that has their spaces; what is in the file is checked first.
 
         Raises:
-            InputError: the file holds no maps, or maps of another model.
+            InputError: the file holds no maps, or maps of another model; all problems are listed.
         """
-        given = files.metadata(path)
-        described = given.get("isthmus.maps")
-        if described is None:
-            raise InputError("the file holds no maps", [str(path)])
-        tensors = files.load(path)
-        maps: dict[str, Map] = {}
-        for name, fields in json.loads(described).items():
-            kind = _KINDS.get(fields.pop("kind", ""))
-            if kind is None:
-                raise InputError("the file holds a kind of map that this version does not know", [name])
-            prefix = f"{name}:"
-            own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-            maps[name] = kind(**own, **fields)
-        values = {
-            name: tensors[f"isthmus.values/{name}"] for name in json.loads(given.get("isthmus.values", "[]"))
-        }
-        planes = {name for name in values if name in graph.gauges and graph.gauges[name].kind == "planes"}
-        values |= {name: torch.view_as_complex(values[name]) for name in planes}
-        shifts = {
-            name: Shift(
-                tensors[f"isthmus.shifts/{name}:written"],
-                tensors[f"isthmus.shifts/{name}:read"],
-            )
-            for name in json.loads(given.get("isthmus.shifts", "[]"))
-        }
-        return Transport(graph, maps, values, shifts)
+        from isthmus.maps import saved
+
+        (transport,), _ = saved.load(path, [graph])
+        return transport
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.maps), default=0)

@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
-from isthmus.align.joint import check_rest, mixable, orders_of_the_rest
-from isthmus.align.rows import in_order, rows
+from isthmus.align.mixed.joint import check_rest, mixable, orders_of_the_rest
+from isthmus.align.mixed.rows import in_order, rows
 from isthmus.errors import InputError
 from isthmus.maps import Membership, Transport
 from isthmus.maps.elementwise import absorb
@@ -99,11 +99,12 @@ def matched_averaging(
     generator = torch.Generator().manual_seed(seed)
     done = {name for name in graph.spaces if name not in spaces}
     costs: list[Cost] = []
-    ordered = in_order(graph, spaces)
+    ordered, late = in_order(graph, spaces), 0
     with task("matching", total=len(ordered), unit="spaces") as advance:
         for name in ordered:
             clients = [rows(g, w, name, m, done) for g, w, m in zip(graphs, weights, maps, strict=True)]
-            groups = process.match(clients, sweeps, generator)
+            groups, settled = process.match(clients, sweeps, generator)
+            late += not settled
             found = _memberships(groups, reference, average, process)
             for index, item in enumerate(found):
                 maps[index][name] = item
@@ -124,7 +125,10 @@ def matched_averaging(
         "seed": seed,
     }
     transports = tuple(Transport(own, m) for own, m in zip(graphs, maps, strict=True))
-    return Alignment("matched-averaging", graph, transports, reference, tuple(costs), settings, tuple(notes))
+    status = f"{late} spaces still changed after {sweeps} sweeps" if late else "converged"
+    return Alignment(
+        "matched-averaging", graph, transports, reference, tuple(costs), settings, tuple(notes), status
+    )
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Process:
 
     def match(
         self, clients: Sequence[Float[Tensor, "_ features"]], sweeps: int, generator: torch.Generator
-    ) -> list[Int[Tensor, " _"]]:
+    ) -> tuple[list[Int[Tensor, " _"]], bool]:
         """The global unit of every unit of every client; no two units of a client share one.
 
         The widest client makes the first global units, the others follow by width; then each is taken out and matched
@@ -155,12 +159,16 @@ class Process:
             clients: a row of numbers per unit, in common coordinates.
             sweeps: passes of refinement.
             generator: of their orders.
+
+        Returns:
+            The groups, and whether the last sweep changed none.
         """
         widest = sorted(range(len(clients)), key=lambda j: -len(clients[j]))
         groups: list[Tensor] = [torch.zeros(0, dtype=torch.long) for _ in clients]
         groups[widest[0]] = torch.arange(len(clients[widest[0]]))
         for j in widest[1:]:
             groups[j] = self._assign(j, clients, groups)
+        settled = len(clients) < 2
         for _ in range(sweeps):
             before = [group.clone() for group in groups]
             for j in torch.randperm(len(clients), generator=generator).tolist():
@@ -168,10 +176,11 @@ class Process:
                 _, compact = torch.cat(groups).unique(return_inverse=True)
                 groups = list(compact.split([len(group) for group in groups]))
                 groups[j] = self._assign(j, clients, groups)
-            if all(_same(a, b) for a, b in zip(before, groups, strict=True)):
+            settled = all(_same(a, b) for a, b in zip(before, groups, strict=True))
+            if settled:
                 break
         _, compact = torch.cat(groups).unique(return_inverse=True)
-        return list(compact.split([len(group) for group in groups]))
+        return list(compact.split([len(group) for group in groups])), settled
 
     def _assign(self, j: int, clients: Sequence[Tensor], groups: Sequence[Tensor]) -> Tensor:
         """The likeliest global unit, old or new, of each unit of a client that is not matched yet."""

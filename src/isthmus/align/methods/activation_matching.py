@@ -10,10 +10,11 @@ from torch import Tensor
 
 from isthmus import features
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
-from isthmus.align.assignment import inside
-from isthmus.align.balance import balance
-from isthmus.align.channels import agreements, evidence_of, solve
-from isthmus.align.full_groups import (
+from isthmus.align.observe import Where, observations
+from isthmus.align.orders.assignment import inside
+from isthmus.align.orders.balance import balance
+from isthmus.align.orders.channels import agreements, evidence_of, solve
+from isthmus.align.orders.full_groups import (
     FullMatching,
     Groups,
     Residual,
@@ -21,7 +22,6 @@ from isthmus.align.full_groups import (
     check_choices,
     wide,
 )
-from isthmus.align.observe import Where, observations
 from isthmus.errors import InputError
 from isthmus.maps import Permutation, Transport
 from isthmus.symmetry import (

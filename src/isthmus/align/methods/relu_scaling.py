@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from isthmus import features
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, permutations
-from isthmus.align.balance import balance
-from isthmus.align.channels import Place, agreements, solve
 from isthmus.align.choices import check_choice
-from isthmus.align.doubly_stochastic import sinkhorn_operator
-from isthmus.align.full_groups import wide
+from isthmus.align.learned.doubly_stochastic import sinkhorn_operator
 from isthmus.align.observe import observations
+from isthmus.align.orders.balance import balance
+from isthmus.align.orders.channels import Place, agreements, solve
+from isthmus.align.orders.full_groups import wide
 from isthmus.errors import InputError
 from isthmus.features import Moments
 from isthmus.maps import Permutation, Transport
@@ -26,6 +27,9 @@ from isthmus.symmetry import Axis, Element, Gauge, SymmetryGraph, exposed, posit
 
 #: The smallest cosine at which two units answer alike: far above rounding.
 ALIKE = 1e-6
+
+#: A fit whose last step gains a smaller part of the loss than this has come to its end.
+SETTLED = 1e-4
 
 Fit = Literal["norms", "least-squares", "sinkhorn"]
 
@@ -97,12 +101,15 @@ def relu_scaling(
     transports = [permutations(graph, {}) for _ in models]
     costs: list[Cost] = []
     notes: list[str] = []
+    late = 0
     for column, index in enumerate(others, start=1):
         seen = {place: _Pair.of(found[place], column) for place in chosen}
-        matrices = {
+        fitted = {
             place: pair.similarity(fit, place in scaled, steps, learning_rate, seed)
             for place, pair in seen.items()
         }
+        matrices = {place: matrix for place, (matrix, _) in fitted.items()}
+        late += sum(not settled for _, settled in fitted.values())
         orders = solve(graph, values, matrices, models[reference], models[index])
         scales, silent = _scales(graph, free, seen, orders, fit, stream == "last")
         element = _balanced(graph, Element(orders, scales), models[reference], models[index])
@@ -131,8 +138,9 @@ def relu_scaling(
         "learning_rate": learning_rate,
         "seed": seed,
     }
+    status = f"{late} Sinkhorn fits were still improving after {steps} steps" if late else "converged"
     return Alignment(
-        "relu-scaling", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes)
+        "relu-scaling", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes), status
     )
 
 
@@ -170,17 +178,23 @@ class _Pair:
         size = torch.outer(self.ours, self.theirs).sqrt()
         return torch.where(size > 0, self.both / size, 0.0)
 
-    def similarity(self, fit: Fit, scaled: bool, steps: int, rate: float, seed: int) -> Float[Tensor, "n n"]:
-        """What pairing each two units takes off the residual; without a scale, the inner product does."""
+    def similarity(
+        self, fit: Fit, scaled: bool, steps: int, rate: float, seed: int
+    ) -> tuple[Float[Tensor, "n n"], bool]:
+        """What pairing each two units takes off the residual; without a scale, the inner product does.
+
+        Returns:
+            The similarity, and whether it is settled: a search may have ended too early.
+        """
         if not scaled:
-            return self.both
+            return self.both, True
         if fit == "norms":
-            return self.cosine
+            return self.cosine, True
         if fit == "least-squares":
-            return torch.where(self.theirs > 0, self.both.clamp_min(0).square() / self.theirs, 0.0)
+            return torch.where(self.theirs > 0, self.both.clamp_min(0).square() / self.theirs, 0.0), True
         return self._soft(steps, rate, seed)
 
-    def _soft(self, steps: int, rate: float, seed: int) -> Float[Tensor, "n n"]:
+    def _soft(self, steps: int, rate: float, seed: int) -> tuple[Float[Tensor, "n n"], bool]:
         """The doubly stochastic A of least E|x - A D y|^2 / E|x|^2, minus a tenth of |A| / |I|: nearly a corner."""
         assert self.joint is not None
         n = len(self.ours)
@@ -189,6 +203,7 @@ class _Pair:
         scores = torch.rand(n, n, generator=generator, dtype=torch.float64).requires_grad_()
         log = torch.zeros(n, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.Adam([scores, log], lr=rate)
+        value = before = math.inf
         for step in range(steps):
             log.requires_grad_(step >= steps // 2)  # orders first, as in the source; then the scales as well
             matrix = sinkhorn_operator(scores) * log.exp()
@@ -197,7 +212,8 @@ class _Pair:
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-        return scores.detach()
+            before, value = value, loss.item()
+        return scores.detach(), abs(before - value) <= SETTLED * abs(value)
 
 
 @dataclass(frozen=True)

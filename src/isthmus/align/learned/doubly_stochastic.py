@@ -26,7 +26,7 @@ def sinkhorn_operator(scores: Float[Tensor, "*batch n n"], rounds: int = 20) -> 
 
     Examples:
         >>> import torch
-        >>> from isthmus.align.doubly_stochastic import sinkhorn_operator
+        >>> from isthmus.align.learned.doubly_stochastic import sinkhorn_operator
         >>> sinkhorn_operator(torch.tensor([[0.0, 0.0], [0.0, 0.0]]))
         tensor([[0.5000, 0.5000],
                 [0.5000, 0.5000]])

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.align.assignment import Evidence, inside, opened
-from isthmus.align.votes import Piece, Votes
+from isthmus.align.orders.assignment import Evidence, inside, opened
+from isthmus.align.orders.votes import Piece, Votes
 from isthmus.symmetry import Axis, Leaf, Space, spaces_of
 
 #: Corrections of a sum before it is taken afresh: each adds the rounding of one more product.

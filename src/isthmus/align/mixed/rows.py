@@ -31,6 +31,8 @@ def rows(
     space: str,
     maps: Mapping[str, Map],
     known: Collection[str] | None = None,
+    *,
+    products: bool = False,
 ) -> Float[Tensor, "units features"]:
     """Everything that writes a space, unit by unit, with what it reads turned by maps.
 
@@ -40,6 +42,7 @@ def rows(
         space: the space; its own map is left out.
         maps: space -> map of what is read.
         known: weights that read other spaces than these are left out; all take part where not given.
+        products: biases and norms are left out too, unless nothing else writes the space.
 
     Raises:
         InputError: nothing is left to tell the units by.
@@ -51,6 +54,8 @@ def rows(
         if known is None
         or all(name in known or name == space for axis in graph.layout[m.key] for name in spaces_of(axis))
     ]
+    if products:
+        usable = [m for m in usable if weights[m.key].ndim > 1] or usable
     own = {name: m for name, m in maps.items() if name != space}
     keys = dict.fromkeys(m.key for m in usable)
     moved = Transport(graph, own).turned({key: weights[key] for key in keys})

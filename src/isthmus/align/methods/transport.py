@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
-from isthmus.align.coupling import Solver, couple
-from isthmus.align.joint import Joint, check_rest, joint, mixable, orders_of_the_rest
+from isthmus.align.mixed.coupling import Coupling, Solver, couple, stopped
+from isthmus.align.mixed.joint import Joint, check_rest, dead_units, joint, mixable, orders_of_the_rest
+from isthmus.align.mixed.rows import in_order, rows
 from isthmus.align.observe import Where
-from isthmus.align.rows import in_order, rows
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Dense, Map, Permutation, Transport
 from isthmus.maps.elementwise import absorb
@@ -59,7 +59,8 @@ def transport(
     their weights. The cheapest plan T is an assignment where widths are equal and masses uniform, and the map then a
     permutation. Otherwise units are averaged and split: A is T normalised per target unit, B per source unit. The
     result has the reference's widths, wider or narrower. A residual stream has one map, of the summed costs of all that
-    writes it. Biases and norms go along, as columns of the cost too.
+    writes it. Biases and norms go along. They are no part of the cost: beside weights of one input each, a bias is as
+    large as what a unit adds up over all of them, and outweighs them.
 
     Args:
         graph: the symmetries.
@@ -70,7 +71,7 @@ def transport(
         by: what costs are distances of; "activations" where there is data, else "weights".
         metric: "euclidean" (of the paper), "squared", "cosine", or "correlation" (centred; of activations only).
         mass: of a unit: "uniform", or in proportion to the "l1" or "l2" norm of its incoming weights.
-        solver: "exact" or "sinkhorn"; see `isthmus.align.coupling`.
+        solver: "exact" or "sinkhorn"; see `isthmus.align.mixed.coupling`.
         regularization: of Sinkhorn, in parts of the largest cost.
         unbalanced: how much marginals count, in parts of the largest cost; None for marginals that hold.
         sweeps: by weights: spaces are solved in the order of the program, by what writes them from solved ones; a
@@ -111,13 +112,15 @@ def transport(
             for index in run.others:
                 run.settle(index, name, activation_cost(statistics, index, reference, metric))
         settings |= {"at": at, "stream": stream, "limit": limit, "examples": seen.examples}
+        run.notes += dead_units(found, "are told apart by their means alone")
         run.leave([name for name in spaces if name not in found])
     else:
         run.by_weights(spaces, sweeps)
         settings["sweeps"] = sweeps
     transports = [Transport(own, m) for own, m in zip(graphs, run.alike(), strict=True)]
-    costs = tuple(run.costs.values())
-    return Alignment("transport", graph, tuple(transports), reference, costs, settings, (*notes, *run.notes))
+    costs, told = tuple(run.costs.values()), (*notes, *run.notes)
+    status = stopped(run.couplings)
+    return Alignment("transport", graph, tuple(transports), reference, costs, settings, told, status)
 
 
 def _check(by: str, metric: str, mass: str, sweeps: int, data: Iterable[object] | None) -> None:
@@ -194,12 +197,14 @@ class _Carrying:
         self.weights = [absorb(g, m, everything)[0] for g, m in zip(graphs, models, strict=True)]
         self.costs: dict[tuple[int, str], Cost] = {}
         self.notes: list[str] = []
+        self.couplings: list[Coupling] = []
 
     def settle(self, index: int, name: str, cost: Tensor) -> None:
         """Solve one space of one model."""
         ours, theirs = self._mass(index, name), self._mass(self.reference, name)
         coupling = couple(cost, ours, theirs, **self.how)  # type: ignore[arg-type]
-        if coupling.error > 1e-3:
+        self.couplings.append(coupling)
+        if not coupling.converged:
             self.notes.append(
                 f"model {index}, {name}: Sinkhorn stopped with a marginal wrong by {coupling.error:.1%}"
             )
@@ -227,8 +232,10 @@ class _Carrying:
             for sweep in range(sweeps):
                 for name in ordered:
                     known = set(self.graphs[index].spaces) if sweep else done
-                    ours = rows(self.graphs[index], self.weights[index], name, self.maps[index], known)
-                    theirs = rows(self.graphs[self.reference], self.weights[self.reference], name, {}, known)
+                    ours, theirs = (
+                        rows(self.graphs[i], self.weights[i], name, maps, known, products=True)
+                        for i, maps in ((index, self.maps[index]), (self.reference, {}))
+                    )
                     self.settle(index, name, weight_cost(ours, theirs, self.metric))
                     done.add(name)
 

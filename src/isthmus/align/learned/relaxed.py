@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from isthmus.align.assignment import Evidence, best_order
+from isthmus.align.orders.assignment import Evidence, best_order
 from isthmus.symmetry import Axis, Blocks, Interleaved, Leaf, SymmetryGraph, spaces_of
 from isthmus.symmetry.axes import parts_of
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
 from isthmus.align.choices import check_choice
-from isthmus.align.doubly_stochastic import sinkhorn_operator
-from isthmus.align.labelled import Loss, Task
-from isthmus.align.relaxed import Relaxation, Soft
-from isthmus.align.weight_matching import Matching, cosines
+from isthmus.align.learned.doubly_stochastic import sinkhorn_operator
+from isthmus.align.learned.labelled import Loss, Task
+from isthmus.align.learned.relaxed import Relaxation, Soft
+from isthmus.align.orders.matching import Matching, cosines
 from isthmus.errors import InputError
 from isthmus.program import Batch
 from isthmus.progress import track
@@ -78,8 +78,8 @@ def sinkhorn(
 
     Source: Pena et al.; their code's defaults (rate 0.1, 20 rounds, noise 0.1, temperature 1), with the model moved
         where theirs moves the reference, the best orders kept where theirs keeps the last, and heads relaxed together
-        with what is inside them (`isthmus.align.relaxed`). The segment is a convex combination: theirs divides by
-        1 - t. Batch norms use the batch's statistics.
+        with what is inside them (`isthmus.align.learned.relaxed`). The segment is a convex combination: theirs
+        divides by 1 - t. Batch norms use the batch's statistics.
     """
     check_choice("objective", objective, ("l2", "l1", "midpoint", "random-point"))
     check_choice("start", start, ("identity", "weight-matching"))

@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isthmus.align.assignment import agreement, best_order
-from isthmus.align.balance import balance
+from isthmus.align.orders.assignment import agreement, best_order
+from isthmus.align.orders.balance import balance
 from isthmus.errors import InputError
 from isthmus.progress import track
 from isthmus.symmetry import (

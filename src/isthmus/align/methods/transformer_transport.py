@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from isthmus import features
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
-from isthmus.align.coupling import Coupling, Solver, couple
-from isthmus.align.joint import joint, mixable, orders_of_the_rest
-from isthmus.align.transport import distance
+from isthmus.align.methods.transport import distance
+from isthmus.align.mixed.coupling import Coupling, Solver, couple, stopped
+from isthmus.align.mixed.joint import dead_units, joint, mixable, orders_of_the_rest
 from isthmus.errors import InputError
 from isthmus.maps import Dense, Map, Transport
 from isthmus.maps.elementwise import absorbable
@@ -108,10 +108,13 @@ def transformer_transport(
     moments = features.collect(
         program, models, data, [features.Request(*place, "joint") for place in sorted(wanted)], limit=limit
     ).moments
+    notes += dead_units(found, "are all as far from every other")
     costs: list[Cost] = []
+    couplings: list[Coupling] = []
 
     def carry(cost: Tensor) -> Coupling:
-        return couple(cost, solver=solver, regularization=regularization)
+        couplings.append(couple(cost, solver=solver, regularization=regularization))
+        return couplings[-1]
 
     for index in range(len(models)):
         if index == reference:
@@ -142,8 +145,9 @@ def transformer_transport(
         "examples": seen.examples,
     }
     transports = tuple(Transport(graph, own) for own in maps)
+    status = stopped(couplings)
     return Alignment(
-        "transformer-transport", graph, transports, reference, tuple(costs), settings, tuple(notes)
+        "transformer-transport", graph, transports, reference, tuple(costs), settings, tuple(notes), status
     )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
 from isthmus.align.choices import check_choice
-from isthmus.align.labelled import Loss, Task, mean_of
-from isthmus.align.rerun import Kept, Rerun
-from isthmus.align.weight_matching import Matching, cosines
+from isthmus.align.learned.labelled import Loss, Task, mean_of
+from isthmus.align.learned.rerun import Kept, Rerun
+from isthmus.align.orders.matching import Matching, cosines
 from isthmus.errors import InputError
 from isthmus.program import Batch, logits_of
 from isthmus.progress import track

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
-from isthmus.align.joint import Joint, check_rest, joint, mixable, orders_of_the_rest
+from isthmus.align.mixed.joint import Joint, check_rest, dead_units, joint, mixable, orders_of_the_rest
+from isthmus.align.mixed.zipping import memberships, zipped
 from isthmus.align.observe import Where
-from isthmus.align.zipping import memberships, zipped
 from isthmus.errors import InputError
 from isthmus.maps import Transport
 from isthmus.progress import task
@@ -82,7 +82,6 @@ def zipit(
     found, seen = joint(graphs, models, data, spaces, at=at, stream=stream, limit=limit)
     maps, notes = orders_of_the_rest(graphs, models, spaces, data, reference, limit)
     costs: list[Cost] = []
-    dead = [0] * len(models)
     with task("zipping", total=len(found), unit="spaces") as advance:
         for name, statistics in found.items():
             target = graph.spaces[name].size
@@ -95,9 +94,8 @@ def zipit(
                 maps[index][name] = item
                 if index != reference:
                     costs.append(_cost(index, name, statistics, groups, reference))
-            dead = [count + more for count, more in zip(dead, statistics.dead, strict=True)]
             advance(1)
-    notes += [f"model {i}: {n} dead units (no variance) correlate with none" for i, n in enumerate(dead) if n]
+    notes += dead_units(found, "correlate with none")
     unseen = [name for name in spaces if name not in found]
     if unseen:
         notes.append(f"no value shows {', '.join(unseen)}: left in place")

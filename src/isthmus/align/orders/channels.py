@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from isthmus.align.alignment import identity_orders
-from isthmus.align.assignment import Evidence, inside
-from isthmus.align.weight_matching import Matching
+from isthmus.align.orders.assignment import Evidence, inside
+from isthmus.align.orders.matching import Matching
 from isthmus.symmetry import (
     Axis,
     Blocks,

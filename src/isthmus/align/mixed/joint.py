@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus import features
-from isthmus.align.activation_matching import activation_matching
+from isthmus.align.methods.activation_matching import activation_matching
+from isthmus.align.methods.weight_matching import weight_matching
 from isthmus.align.observe import Where, observations
-from isthmus.align.weight_matching import weight_matching
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Map, Permutation, positions_in
 from isthmus.symmetry import Blocks, SymmetryGraph, spaces_of
@@ -167,6 +167,17 @@ def _pooled(
                 mean = mean + part * delta
             count += 1
     return Joint(sizes, mean, covariance, total)
+
+
+def dead_units(found: Mapping[str, Joint], what: str) -> list[str]:
+    """A note for each model that has units which do not vary.
+
+    Args:
+        found: of the spaces that were watched.
+        what: what becomes of them.
+    """
+    counts = [sum(per_model) for per_model in zip(*(seen.dead for seen in found.values()), strict=True)]
+    return [f"model {i}: {count} dead units (no variance) {what}" for i, count in enumerate(counts) if count]
 
 
 def check_rest(graphs: Sequence[SymmetryGraph], mixed: Iterable[str]) -> None:

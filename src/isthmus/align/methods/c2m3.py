@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders, permutations
-from isthmus.align.relaxed import Relaxation, Soft
+from isthmus.align.learned.relaxed import Relaxation, Soft
 from isthmus.errors import InputError
 from isthmus.progress import task
 from isthmus.symmetry import SymmetryGraph
@@ -58,7 +58,7 @@ def c2m3(
         without joining, orders planted in three models were found in 3 of 28 small networks, so in all of them).
         The line search is exact: along a step the objective is a polynomial of known degree, fitted through as
         many points (the source searches locally, with at most 20 evaluations). Heads and what is inside them are
-        relaxed together, see `isthmus.align.relaxed`.
+        relaxed together, see `isthmus.align.learned.relaxed`.
     """
     if max_rounds < 1 or patience < 1 or tolerance < 0:
         raise InputError(

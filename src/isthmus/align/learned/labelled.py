@@ -33,7 +33,8 @@ class Task:
         limit: keep at most this many examples.
 
     Raises:
-        DataError: no data, no targets where the loss needs them, or no example left for either part.
+        DataError: no data, or some that is not finite; no targets where the loss needs them, or no example left for
+            either part.
         InputError: no such loss, or a share outside 0 to 1.
     """
 
@@ -56,6 +57,8 @@ class Task:
         self.program, self.loss = program, loss
         place = home(program.lookup(like))
         read = [batch.to(*place) for batch in feed(data, "labelled data", limit)]
+        if wrong := [f"batch {i}" for i, batch in enumerate(read) if not _is_finite(batch)]:
+            raise DataError("the data holds NaN or infinity", wrong)
         if not callable(loss) and any(batch.targets is None for batch in read):
             raise DataError(
                 "the data has no targets, and matching by a task needs them",
@@ -107,6 +110,11 @@ def _cross_entropy(output: object, batch: Batch) -> Tensor:
     if targets.shape == logits.shape[:-1]:
         logits, targets = logits.flatten(0, -2), targets.flatten()
     return torch.nn.functional.cross_entropy(logits, targets.long())
+
+
+def _is_finite(batch: Batch) -> bool:
+    values = pytree.tree_leaves((batch.args, dict(batch.kwargs)))
+    return all(bool(v.isfinite().all()) for v in values if isinstance(v, Tensor) and v.is_floating_point())
 
 
 def _split(read: Sequence[Batch], held_out: float) -> tuple[list[Batch], list[Batch]]:

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
-from isthmus.align.assignment import best_order
-from isthmus.align.joint import Joint, joint, mixable, orders_of_the_rest
+from isthmus.align.mixed.joint import Joint, joint, mixable, orders_of_the_rest
 from isthmus.align.observe import Where
+from isthmus.align.orders.assignment import best_order
 from isthmus.errors import DataError, InputError
 from isthmus.maps import Dense, Shift, Transport
 from isthmus.maps.affine import places

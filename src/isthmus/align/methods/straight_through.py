@@ -10,8 +10,8 @@ from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, permutations
 from isthmus.align.choices import check_choice
-from isthmus.align.labelled import Loss, Task, mean_of
-from isthmus.align.weight_matching import Matching, cosines
+from isthmus.align.learned.labelled import Loss, Task, mean_of
+from isthmus.align.orders.matching import Matching, cosines
 from isthmus.errors import InputError
 from isthmus.progress import track
 from isthmus.symmetry import SymmetryGraph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,10 +34,18 @@ class Coupling:
     error: float = 0.0
     iterations: int = 0
 
+    @property
+    def converged(self) -> bool:
+        """Whether marginals are what they should be, to a part in a thousand."""
+        return self.error <= 1e-3
+
     def map(self) -> Map:
         """A is T normalised per target, B is T normalised per source: each exact where units were only split or copied.
 
         Where every unit goes to one other, that is a permutation.
+
+        Raises:
+            InputError: a unit sends or gets no mass at all (unbalanced transport of too little weight).
 
         Source: Singh and Jaggi normalise for the target on both sides, which is the same for equal widths; for others
             it halves or doubles the signal.
@@ -44,9 +53,20 @@ class Coupling:
         plan = self.plan.double()
         rows, columns = plan.shape
         hits = plan > 0
+        if empty := int((plan.sum(0) <= 0).sum() + (plan.sum(1) <= 0).sum()):
+            raise InputError(
+                f"{empty} of {rows + columns} units carry no mass",
+                hint="more weight to the marginals (unbalanced), or more regularization",
+            )
         if rows == columns and bool((hits.sum(0) == 1).all()) and bool((hits.sum(1) == 1).all()):
             return Permutation(hits.double().argmax(0))
         return Dense((plan / plan.sum(0)).mT.contiguous(), plan / plan.sum(1, keepdim=True))
+
+
+def stopped(couplings: Sequence[Coupling]) -> str:
+    """The status of a method that solved these."""
+    late = sum(not coupling.converged for coupling in couplings)
+    return f"{late} of {len(couplings)} couplings stopped early" if late else "converged"
 
 
 def couple(

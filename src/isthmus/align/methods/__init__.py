@@ -1,0 +1,1 @@
+"""The registered methods, one a file: each chooses maps."""

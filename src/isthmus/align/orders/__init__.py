@@ -1,0 +1,1 @@
+"""Which order is best: evidence from weights and activations, and assignments over the levels of a space."""
