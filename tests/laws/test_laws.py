@@ -8,19 +8,22 @@ import torch
 
 from isthmus import testing
 from isthmus.align import ALIGNMENTS, Alignment
-from isthmus.align.weight_matching import weight_matching
+from isthmus.align.methods.weight_matching import weight_matching
 from isthmus.combine import COMBINATIONS
 from isthmus.combine.average import average
 from isthmus.errors import InputError
 from isthmus.maps import Permutation, Transport
+from isthmus.prune import PRUNERS, Choice
+from isthmus.prune.magnitude import magnitude
 from isthmus.registry import LAWS, Registry
-from isthmus.repair import REPAIRS, rescale
+from isthmus.repair import REPAIRS, rescale, reset
 from isthmus.symmetry import Leaf
-from isthmus.testing import check_alignment, check_combination, check_repair
+from isthmus.testing import check_alignment, check_combination, check_pruner, check_repair
 
 CHECKS: list[tuple[Registry, Callable]] = [
     (ALIGNMENTS, check_alignment),
     (COMBINATIONS, check_combination),
+    (PRUNERS, check_pruner),
     (REPAIRS, check_repair),
 ]
 
@@ -206,5 +209,33 @@ def test_a_joint_pass_depends_on_batching_and_a_sequential_one_does_not():
     assert check_repair("repair", laws=["batching-free", "seeded"], mode="sequential")
 
 
-def test_reset_claims_nothing():
-    assert check_repair("reset") == ()
+def test_reset_is_for_networks_with_batch_norms():
+    assert check_repair("reset") == ("idempotent", "seeded")
+
+
+def test_a_repair_that_adds_up_is_not_idempotent():
+    def shrinking(program, weights, data):
+        return dataclasses.replace(
+            reset(program, weights, data), weights={k: v * 0.9 for k, v in weights.items()}
+        )
+
+    broken(check_repair, shrinking, "idempotent")
+
+
+def test_a_pruner_that_drops_what_ties_with_the_threshold_is_caught():
+    def dropping(program, weights, layers, *, sparsity):
+        kept = magnitude(program, weights, layers, sparsity=sparsity, scope="layer").keep
+        return Choice(
+            {key: keep & (keep.flatten().cumsum(0).view(keep.shape) > 1) for key, keep in kept.items()}
+        )
+
+    broken(check_pruner, dropping, "sparsity-exact", "unpruned-is-identity")
+
+
+def test_a_pruner_that_halves_what_it_keeps_is_caught():
+    def halving(program, weights, layers, *, sparsity):
+        found = magnitude(program, weights, layers, sparsity=sparsity)
+        return Choice(found.keep, {layer.key: weights[layer.key] / 2 for layer in layers})
+
+    broken(check_pruner, halving, "unpruned-is-identity", "pruned-stays-pruned")
+    assert check_pruner(halving, laws=["sparsity-exact", "seeded"])

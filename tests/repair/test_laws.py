@@ -6,8 +6,8 @@ from torch import nn
 
 from isthmus.features import Request, collect
 from isthmus.program import Batch, Cut, keep_apart
-from isthmus.repair import REPAIRS, goals, repair, repairable, rescale, reset
-from isthmus.repair import passes as passes_module
+from isthmus.repair import goals, repair, repairable, rescale, reset
+from isthmus.repair import tape as tape_module
 from isthmus.repair.writers import writer_of
 
 PLAIN = ("mlp", "linear", "vgg", "vgg-ln", "resnet", "resnet-ln", "vit")
@@ -122,7 +122,7 @@ def test_a_sequential_pass_does_not_depend_on_batching_or_on_what_is_held(net, m
     to = merged_goals(net)
     whole = repair(net.program, net.average, [data], goals=to, mode="sequential")
     for hold, size in ((2**30, 1), (20_000, 4), (0, 5)):
-        monkeypatch.setattr(passes_module, "HOLD", hold)
+        monkeypatch.setattr(tape_module, "HOLD", hold)
         split = repair(net.program, net.average, data.split(size), goals=to, mode="sequential")
         same_weights(split.weights, whole.weights)
         assert split.batch_size == size
@@ -140,7 +140,7 @@ def test_holding_activations_saves_running_from_the_start(get_net, monkeypatch):
 
     repair(net.program, net.average, Counted(), goals=to, mode="sequential")
     assert len(reads) == 1
-    monkeypatch.setattr(passes_module, "HOLD", 0)
+    monkeypatch.setattr(tape_module, "HOLD", 0)
     repair(net.program, net.average, Counted(), goals=to, mode="sequential")
     assert len(reads) == 1 + len(to)
 
@@ -370,12 +370,3 @@ def test_the_program_runs_what_was_repaired(get_net):
     close(result.module()(net.data), net.run(result.weights))
     out = net.program.compile()(result.weights, Batch((net.data,), {}))
     close(out, net.run(result.weights))
-
-
-def test_all_three_are_in_the_table():
-    assert REPAIRS.names() == ("repair", "rescale", "reset")
-    assert {m.name: m.needs for m in REPAIRS.rows()} == {
-        "repair": ("data", "goals"),
-        "rescale": ("data", "goals"),
-        "reset": ("data",),
-    }

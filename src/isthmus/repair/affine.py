@@ -1,9 +1,9 @@
-"""What REPAIR and RESCALE share: a gain, and for REPAIR a shift, at the output of every merged layer."""
+"""What REPAIR, RESCALE and re-shift share: a gain, a shift or both at the output of every merged layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,13 +11,15 @@ from torch import Tensor
 from isthmus.errors import InputError, MismatchError
 from isthmus.features import placed
 from isthmus.program import Program
+from isthmus.repair.blocks import place_of
+from isthmus.repair.closed_form import closed_form
 from isthmus.repair.explicit import Explicit, explicit_keys, with_parameters
 from isthmus.repair.goals import Goal
-from isthmus.repair.passes import run
-from isthmus.repair.result import Change, Mode, Repaired
-from isthmus.repair.selection import Layers, below, norms_of, select
-from isthmus.repair.sites import AffineSite, Site, norm_sites
-from isthmus.repair.writers import Fusable, Writer, fusable, kept_apart, writer_of
+from isthmus.repair.passes import Seen, run
+from isthmus.repair.result import AffineMode, Change, Repaired
+from isthmus.repair.selection import Outputs, below, norms_of, select
+from isthmus.repair.sites import EPS, MAX_GAIN, AffineSite, Site, norm_sites
+from isthmus.repair.writers import Fusable, Writer, fusable, kept_apart
 
 #: What happens to the running statistics of batch norms behind repaired values.
 Norms = Literal["refresh", "keep"]
@@ -30,31 +32,40 @@ def affine_repair(
     data: Iterable[object],
     goals: Mapping[str, Goal],
     *,
-    shifts: bool,
-    layers: Layers,
-    mode: Mode,
+    layers: Outputs,
+    mode: AffineMode,
     norms: Norms,
-    max_gain: float,
-    eps: float,
     allow_new_parameters: bool,
     device: torch.device | str | None,
     limit: int | None,
+    scales: bool = True,
+    shifts: bool = True,
+    max_gain: float = MAX_GAIN,
+    eps: float = EPS,
 ) -> Repaired:
-    """Bring layer outputs to their goals; see `repair` and `rescale`."""
-    if norms not in ("refresh", "keep") or max_gain <= 0 or eps < 0:
+    """Bring layer outputs to their goals; see `repair`, `rescale` and `reshift`."""
+    modes = get_args(AffineMode)
+    if norms not in get_args(Norms) or mode not in modes or max_gain <= 0 or eps < 0:
         raise InputError(
             "options of the repair are out of range",
-            [f"norms={norms!r} (refresh or keep), max_gain={max_gain} (positive), eps={eps} (not negative)"],
+            [
+                f"norms={norms!r} (refresh or keep), mode={mode!r} ({', '.join(modes)})",
+                f"max_gain={max_gain} (positive), eps={eps} (not negative)",
+            ],
         )
     writers, skipped = _chosen(program, layers, goals)
-    fusables = {value: fusable(program, value) for value in writers}
+    fusables = {
+        value: Fusable(False, None, writer.obstacle) if writer.obstacle else fusable(program, value)
+        for value, writer in writers.items()
+    }
     if not allow_new_parameters:
-        skipped |= {value: found.reason for value, found in fusables.items() if not found.scale}
+        able = {v: found.scale and (scales or found.shift is not None) for v, found in fusables.items()}
+        skipped |= {value: fusables[value].reason for value in writers if not able[value]}
         writers = {value: writer for value, writer in writers.items() if value not in skipped}
     added = {
         value: kinds
         for value, writer in writers.items()
-        if (kinds := _explicit(writer, fusables[value], shifts)) is not None and allow_new_parameters
+        if (kinds := _explicit(writer, fusables[value], scales, shifts)) is not None and allow_new_parameters
     }
     repaired, new = with_parameters(program, added) if added else (program, {})
     work = placed(repaired, {**weights, **new}, device)
@@ -69,6 +80,7 @@ def affine_repair(
             shifts=shifts,
             max_gain=max_gain,
             eps=eps,
+            scales=scales,
         )
         for value, writer in writers.items()
     ]
@@ -76,7 +88,10 @@ def affine_repair(
     behind = tuple(name for name in norms_of(repaired) if name in stale and not kept_apart(name))
     refresh = norm_sites(repaired, behind)
     every: list[Site] = [*sites, *refresh]
-    if mode == "sequential":
+    if mode == "closed-form":
+        changes, left = closed_form(repaired, work, sites, refresh)
+        skipped, seen = skipped | left, Seen(max((g.examples for g in goals.values()), default=0), 0)
+    elif mode == "sequential":
         changes, seen = run(repaired, work, every, (), data, mode, limit)
     else:
         changes, seen = run(repaired, work, sites, behind, data, mode, limit)
@@ -88,7 +103,7 @@ def affine_repair(
         program=repaired,
         changed=in_order(repaired, changes),
         scale_only=tuple(
-            s.writer.value for s in sites if shifts and isinstance(s, AffineSite) and not s.shifted
+            s.writer.value for s in sites if shifts and not s.shifted and s.writer.value not in skipped
         ),
         skipped=skipped,
         mode=mode,
@@ -99,7 +114,7 @@ def affine_repair(
 
 
 def _chosen(
-    program: Program, layers: Layers, goals: Mapping[str, Goal]
+    program: Program, layers: Outputs, goals: Mapping[str, Goal]
 ) -> tuple[dict[str, Writer], dict[str, str]]:
     """The layers to repair, and those left out with the reason."""
     chosen, skipped = select(program, layers)
@@ -110,7 +125,7 @@ def _chosen(
     writers: dict[str, Writer] = {}
     wrong: list[str] = []
     for value in chosen:
-        writer = writer_of(program, value)
+        writer = place_of(program, value)
         assert writer is not None, f"{value} was chosen"
         channels = program.size(value)[writer.axis]
         if value not in goals:
@@ -128,9 +143,9 @@ def _chosen(
     return writers, skipped
 
 
-def _explicit(writer: Writer, found: Fusable, shifts: bool) -> Explicit | None:
+def _explicit(writer: Writer, found: Fusable, scales: bool, shifts: bool) -> Explicit | None:
     if not found.scale:
-        return Explicit(writer.axis, gain=True, shift=shifts)
+        return Explicit(writer.axis, gain=scales, shift=shifts)
     return Explicit(writer.axis, gain=False, shift=True) if shifts and found.shift is None else None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -15,16 +17,17 @@ from isthmus.repair.goals import goals
 from isthmus.repair.result import Repaired
 from isthmus.repair.selection import repairable
 from isthmus.repair.table import REPAIRS
+from isthmus.repair.targets import Models
 
 #: How a repair is asked for: its name, or {"method": name, option: value}.
 Asked = str | Mapping[str, object]
 
 # Arguments that are no options: whoever merges has them.
-_SUPPLIED = ("goals", "data", "reference", "weights")
+_SUPPLIED = ("goals", "data", "models", "parents", "terms", "shares", "score")
 
 
 def needs_of(asked: Asked) -> tuple[str, ...]:
-    """What must be at hand for a repair: "data", "goals".
+    """What must be at hand for a repair, as `REPAIRS` names it; a "score" for an option that is "best".
 
     Raises:
         InputError: no repair is called so, it has not the options that are asked for, or they take other values.
@@ -40,20 +43,39 @@ def needs_of(asked: Asked) -> tuple[str, ...]:
     wrong = [said for name, value in given.items() if (said := _wrong(name, value, hints[name])) is not None]
     if wrong:
         raise InputError(f"options of {method.name} take other values", wrong)
-    return method.needs
+    chosen = any(isinstance(value, str) and value == "best" for value in given.values())
+    return (*method.needs, "score") if chosen else method.needs
+
+
+#: What of `needs_of` is measured on the models or taken from them.
+OF_MODELS = frozenset({"goals", "models", "parents", "terms"})
+
+# Plain kinds of options, and what is said of a value that is of another.
+_KINDS = {bool: "neither true nor false", float: "not a number", int: "not a whole number"}
 
 
 def _wrong(name: str, value: object, hint: object) -> str | None:
     """Why an option of a plain kind cannot have a value; of other kinds the repair says it."""
-    if get_origin(hint) is Literal and value not in get_args(hint):
-        return f"{name} is {value!r}: it is one of {', '.join(map(str, get_args(hint)))}"
-    if hint is bool and not isinstance(value, bool):
-        return f"{name} is {value!r}, neither true nor false"
-    if hint is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-        return f"{name} is {value!r}, not a number"
-    if hint == (int | None) and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        return f"{name} is {value!r}, not a whole number"
-    return None
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    plain = [kind for kind in kinds if kind in _KINDS]
+    if not all(kind in plain or kind is type(None) or get_origin(kind) is Literal for kind in kinds):
+        return None
+    if value is None and type(None) in kinds:
+        return None
+    if (isinstance(value, str) and value in words) or any(_is(value, kind) for kind in plain):
+        return None
+    if not words:
+        return f"{name} is {value!r}, {_KINDS[plain[0]]}"
+    return f"{name} is {value!r}: it is one of {', '.join(map(str, words))}" + (
+        ", or a number" if plain else ""
+    )
+
+
+def _is(value: object, kind: object) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int) or (isinstance(value, float) and kind is float)
 
 
 def _given(asked: Asked) -> dict[str, Any]:
@@ -88,9 +110,11 @@ def apply(
     parents: Sequence[Mapping[str, Tensor]],
     shares: Sequence[float],
     asked: Asked,
-    data: Iterable[object],
+    data: Iterable[object] = (),
     *,
     transports: Sequence[Transport] | None = None,
+    terms: Sequence[Mapping[str, Tensor]] | None = None,
+    score: Callable[[Program, Mapping[str, Tensor]], float] | None = None,
 ) -> tuple[Repaired, dict[str, object]]:
     """Repair a merged model as asked; where the repair has goals, they are measured on the merged models first.
 
@@ -101,8 +125,10 @@ def apply(
         parents: the models, in common coordinates.
         shares: how much each counts in the merged model, with sum 1.
         asked: which repair.
-        data: calibration data, to be read more than once.
+        data: calibration data, to be read more than once; for repairs that need it.
         transports: where units are mixed; see `goals`.
+        terms: where units are mixed, what the merged model is the weighted sum of; otherwise it is that of `parents`.
+        score: of a program with weights, higher is better, on validation data; for options that are "best".
 
     Returns:
         The repaired model, and every option that was used, defaults included.
@@ -125,9 +151,24 @@ def apply(
             device=given.get("device"),
             limit=given.get("limit"),
             transports=transports,
+            reads=given.get("mode") == "closed-form",
         )
-    repaired = method.function(program, weights, data, **given)
-    return repaired, {**used, "examples": repaired.examples, "batch_size": repaired.batch_size}
+    if "models" in method.needs:
+        moved = None if transports is None else tuple(transports)
+        given["models"] = Models(parent, tuple(parents), tuple(shares), moved)
+    if "parents" in method.needs:
+        given["parents"] = parents
+    if "terms" in method.needs:
+        given["terms"] = parents if terms is None else terms
+    if {"parents", "terms"} & {*method.needs}:
+        given["shares"] = shares
+    if "score" in needs_of(asked) and score is not None:
+        given["score"] = functools.partial(score, program)
+    repaired = method.function(program, weights, *([data] if "data" in method.needs else []), **given)
+    used |= repaired.settings
+    if repaired.mode != "none":
+        used |= {"examples": repaired.examples, "batch_size": repaired.batch_size}
+    return repaired, used
 
 
 def _name(asked: Asked) -> str:

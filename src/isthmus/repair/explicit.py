@@ -34,6 +34,11 @@ def explicit_keys(value: str) -> tuple[str, str]:
     return f"repair.{value}.gain", f"repair.{value}.shift"
 
 
+def explicit_names(program: Program, value: str) -> tuple[str, ...]:
+    """A value and what is read in its place, if it was given parameters."""
+    return tuple(n for n in (value, f"{value}_scaled", f"{value}_shifted") if n in program.nodes)
+
+
 def with_parameters(program: Program, wanted: Mapping[str, Explicit]) -> tuple[Program, dict[str, Tensor]]:
     """Put a gain and a shift behind values; all that read a value then read it scaled and shifted.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,10 @@ from torch import Tensor
 
 from isthmus.errors import DataError, InputError
 from isthmus.features import Scratch, centre, explained, feed, sinks
-from isthmus.program import Batch, Program, home
+from isthmus.program import Program, home
 from isthmus.repair.result import Change, Mode
 from isthmus.repair.sites import Site
-
-#: Bytes of activations that a sequential pass may hold instead of computing them again.
-HOLD = 2 << 30
+from isthmus.repair.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -126,113 +124,22 @@ def _sequential(
 ) -> tuple[list[Change], Seen]:
     """Layer after layer, each measured on all the data with everything before it finished.
 
-    The activations from which a layer is computed are held for the next, if they fit: then the network
-    is run through about twice, however deep it is. What does not fit is computed again from what is held.
+    The network is run through about twice, however deep it is; see `isthmus.repair.tape`.
     """
     order = {name: position for position, name in enumerate(program.nodes)}
     events = sorted(
         ((place, value, axis, site) for site in sites for place, value, axis in site.events),
         key=lambda event: order[event[0]],
     )
-    needed = _ancestors(program, {value for _, value, _, _ in events})
-    tape = _Tape(program, weights, data, limit)
+    values = {value for _, value, _, _ in events}
+    tape = Tape(program, weights, lambda: feed(data, "repair", limit), values)
     changes: dict[str, Change] = {}
     scratch = Scratch()
     for place, value, axis, site in events:
-
-        def measure(x: Tensor, site: Site = site, axis: int = axis) -> None:
-            site.pooled.add(centre(x, axis, scratch, "passing"))
-
-        tape.advance(_frontier(program, order, needed, order[place]), value, measure)
+        for found in tape.advance(place, (value,)):
+            site.pooled.add(centre(found[value], axis, scratch, "passing"))
         _check(site)
         change = site.write(weights)
         # A norm that is called twice is written twice, the second time with both calls pooled.
         changes[change.value] = change
     return list(changes.values()), Seen(tape.examples, tape.largest)
-
-
-def _ancestors(program: Program, values: Iterable[str]) -> frozenset[str]:
-    found: set[str] = set()
-    stack = [program.nodes[value] for value in values]
-    while stack:
-        node = stack.pop()
-        if node.name not in found:
-            found.add(node.name)
-            stack.extend(node.all_input_nodes)
-    return frozenset(found)
-
-
-def _frontier(
-    program: Program, order: dict[str, int], needed: frozenset[str], position: int
-) -> tuple[str, ...]:
-    """The activations computed before a position that something at or behind it reads."""
-    return tuple(
-        name
-        for name in needed
-        if order[name] < position
-        and name in program.dynamic
-        and name not in program.inputs
-        and program.is_tensor(name)
-        and any(order[user.name] >= position and user.name in needed for user in program.nodes[name].users)
-    )
-
-
-class _Tape:
-    """The calibration data together with the activations held of it, and how far those have got."""
-
-    def __init__(
-        self, program: Program, weights: dict[str, Tensor], data: Iterable[object], limit: int | None
-    ):
-        self.program, self.weights, self.data, self.limit = program, weights, data, limit
-        self.held: tuple[str, ...] = ()
-        self.stored: list[tuple[Batch, dict[str, Tensor]]] | None = None
-        self.examples = self.largest = 0
-
-    def advance(self, frontier: tuple[str, ...], value: str, measure: Callable[[Tensor], None]) -> None:
-        """Show a value of each batch to `measure`, and hold the frontier for the next time if it fits."""
-        runner = self.program.compile([*dict.fromkeys((*frontier, value))], given=self.held)
-        again: list[tuple[Batch, dict[str, Tensor]]] | None = []
-        size = examples = largest = 0
-        keep_old = self.stored is not None and not self._fits(frontier)
-        for index, (batch, given) in enumerate(self._replay(consume=not keep_old)):
-            with explained(self.program, batch, f"batch {index}"):
-                found = runner(self.weights, batch, given=given)
-            assert isinstance(found, dict)
-            measure(found[value])
-            examples, largest = examples + batch.size, max(largest, batch.size)
-            if keep_old or again is None:
-                continue
-            again.append((batch, {name: found[name] for name in frontier}))
-            size += sum(_bytes(v) for v in (*batch.args, *batch.kwargs.values(), *again[-1][1].values()))
-            if size > HOLD:
-                again = None
-        self.examples, self.largest = examples, largest
-        if not keep_old:
-            self.held, self.stored = (frontier, again) if again is not None else ((), None)
-
-    def _replay(self, consume: bool) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-        if self.stored is None:
-            device, dtype = home(self.weights)
-            for batch in feed(self.data, "repair", self.limit):
-                yield batch.to(device, dtype), {}
-        elif consume:  # what was held is freed as what comes after it is made
-            self.stored.reverse()
-            while self.stored:
-                yield self.stored.pop()
-        else:
-            yield from self.stored
-
-    def _fits(self, frontier: tuple[str, ...]) -> bool:
-        """Whether the frontier's activations of all the data may be held, by their size in the program."""
-        size = 0
-        for name in frontier:
-            value = self.program.value(name)
-            per_example = [n for n in value.shape[1:] if isinstance(n, int)]
-            size += self.examples * torch.Size(per_example).numel() * value.element_size()
-        assert self.stored is not None
-        inputs = sum(_bytes(v) for batch, _ in self.stored for v in (*batch.args, *batch.kwargs.values()))
-        return size + inputs <= HOLD
-
-
-def _bytes(value: object) -> int:
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

@@ -10,8 +10,8 @@ from torch import Tensor
 from isthmus.program import Program
 from isthmus.repair.affine import Norms, affine_repair
 from isthmus.repair.goals import Goal
-from isthmus.repair.result import Mode, Repaired
-from isthmus.repair.selection import Layers
+from isthmus.repair.result import AffineMode, Repaired
+from isthmus.repair.selection import Outputs
 from isthmus.repair.sites import EPS, MAX_GAIN
 from isthmus.repair.table import REPAIRS
 
@@ -19,7 +19,7 @@ from isthmus.repair.table import REPAIRS
 @REPAIRS.register(
     "repair",
     needs=("data", "goals"),
-    claims=("unmerged-is-identity", "fused-equals-unfused"),
+    claims=("unmerged-is-identity", "fused-equals-unfused", "idempotent", "seeded"),
     source="Jordan et al. 2023 (arXiv:2211.08403)",
 )
 def repair(
@@ -28,8 +28,8 @@ def repair(
     data: Iterable[object],
     *,
     goals: Mapping[str, Goal],
-    layers: Layers = "all",
-    mode: Mode = "joint",
+    layers: Outputs = "all",
+    mode: AffineMode = "joint",
     norms: Norms = "refresh",
     max_gain: float = MAX_GAIN,
     eps: float = EPS,
@@ -47,13 +47,16 @@ def repair(
         program: of the merged model; where parts are kept apart, only merged layers are repaired.
         weights: its state dict; it is not changed.
         data: calibration data, read twice if there are batch norms (in "sequential" mode as often as
-            it takes): a DataLoader or a list.
+            it takes): a DataLoader or a list. A closed form does not read it: its goals have.
         goals: what each layer should have; see `isthmus.repair.goals`. Layers without one are skipped.
-        layers: "all" but the model's outputs, or names of values, or globs of module names.
+        layers: "all" but the model's outputs; "branches": those on the branches of residual blocks (as Qu and
+            Horváth); "blocks": "all" and the outputs of residual blocks (as Jordan et al. for residual networks),
+            which nothing can take up but new parameters; or names of values, or globs of module names.
         mode: "joint": one pass in which each batch is normalised by its own statistics on the way;
             as in the source, and dependent on the batch size. "sequential": each layer by the
             statistics of all the data, everything before it being finished: slower by about two,
-            independent of the batch size.
+            independent of the batch size. "closed-form": from the moments of what the models' layers read
+            (`goals(..., reads=True)`), without running the merged model; exact in linear networks.
         norms: batch norms with running statistics behind repaired layers: "refresh" takes their
             statistics anew, as RESET does ("joint" in a second pass), since a merged model's are of no
             model. What reads a value only through such a norm is then as after RESET. "keep" takes
@@ -76,7 +79,8 @@ def repair(
     Source: Jordan et al. 2023 (arXiv:2211.08403) and their code. Differences: statistics are pooled over the
         data where theirs are averages of the batches' (which lose the variance between batches);
         dropout is off; eps is relative and in both variances, so that an unmerged model is left alone
-        (theirs is 1e-5 in the denominator); gains are clamped.
+        (theirs is 1e-5 in the denominator); gains are clamped. Their closed form is another one, see
+        `isthmus.repair.closed_form`.
     """
     return affine_repair(
         "repair",
@@ -84,7 +88,6 @@ def repair(
         weights,
         data,
         goals,
-        shifts=True,
         layers=layers,
         mode=mode,
         norms=norms,

@@ -10,8 +10,8 @@ from torch import Tensor
 from isthmus.program import Program
 from isthmus.repair.affine import Norms, affine_repair
 from isthmus.repair.goals import Goal
-from isthmus.repair.result import Mode, Repaired
-from isthmus.repair.selection import Layers
+from isthmus.repair.result import AffineMode, Repaired
+from isthmus.repair.selection import Outputs
 from isthmus.repair.sites import EPS, MAX_GAIN
 from isthmus.repair.table import REPAIRS
 
@@ -19,7 +19,7 @@ from isthmus.repair.table import REPAIRS
 @REPAIRS.register(
     "rescale",
     needs=("data", "goals"),
-    claims=("unmerged-is-identity", "fused-equals-unfused"),
+    claims=("unmerged-is-identity", "fused-equals-unfused", "idempotent", "seeded"),
     source="Qu and Horváth 2025 (arXiv:2402.05966)",
 )
 def rescale(
@@ -28,8 +28,8 @@ def rescale(
     data: Iterable[object],
     *,
     goals: Mapping[str, Goal],
-    layers: Layers = "all",
-    mode: Mode = "joint",
+    layers: Outputs = "all",
+    mode: AffineMode = "joint",
     norms: Norms = "refresh",
     max_gain: float = MAX_GAIN,
     eps: float = EPS,

@@ -19,7 +19,9 @@ from isthmus.repair.table import REPAIRS
 from isthmus.repair.writers import kept_apart
 
 
-@REPAIRS.register("reset", needs=("data",), source="Jordan et al. 2023 (arXiv:2211.08403)")
+@REPAIRS.register(
+    "reset", needs=("data",), claims=("idempotent", "seeded"), source="Jordan et al. 2023 (arXiv:2211.08403)"
+)
 def reset(
     program: Program,
     weights: Mapping[str, Tensor],

@@ -10,10 +10,14 @@ from torch import fx
 
 from isthmus.errors import InputError
 from isthmus.program import Program
+from isthmus.repair.blocks import residual_blocks
 from isthmus.repair.writers import kept_apart, statistics_of, writer_of
 
 #: "all", or names of values, or globs of module names ("features.*", "layer1.0.conv1").
 Layers = Literal["all"] | Iterable[str]
+
+#: The same, and two choices for residual networks; see `select`.
+Outputs = Literal["all", "branches", "blocks"] | Iterable[str]
 
 # Logits stay logits when they are only looked at differently.
 _VIEWS = (
@@ -22,22 +26,33 @@ _VIEWS = (
 ).split()
 
 
-def select(program: Program, layers: Layers) -> tuple[tuple[str, ...], dict[str, str]]:
+def select(program: Program, layers: Outputs) -> tuple[tuple[str, ...], dict[str, str]]:
     """The layer outputs to repair, in order of execution, and those that are left out with the reason.
 
     Args:
         program: of the merged model.
         layers: "all" takes the output of every linear and conv operation, except the model's outputs
-            (logits); names and globs take what they match, outputs included.
+            (logits). "branches" takes those on the branches of residual blocks: no stem, no shortcut; of a
+            network without such blocks, "all" (arXiv:2402.05966). "blocks" takes "all" and the outputs of
+            residual blocks, behind their last activation (arXiv:2211.08403, for residual networks). Names and
+            globs take what they match, outputs included.
 
     Raises:
         InputError: a name or glob that matches no layer.
     """
     writers = [name for name in program.nodes if _is_writer(program, name)]
-    wanted = matching(program, writers, layers)
+    asked = [layers] if isinstance(layers, str) else list(layers)
+    named = isinstance(layers, str) and layers in ("all", "branches", "blocks")
+    if named:
+        wanted = _named(program, writers, asked[0])
+    else:
+        # Outputs of blocks have names of their own; a module's name means its layers.
+        outputs = {name for name in _block_outputs(program) if name in asked}
+        wanted = matching(program, writers, [name for name in asked if name not in outputs])
+        wanted = tuple(name for name in program.nodes if name in {*wanted, *outputs})
     skipped: dict[str, str] = {}
     chosen: list[str] = []
-    logits = logits_of(program) if layers == "all" else frozenset()
+    logits = logits_of(program) if named else frozenset()
     for name in wanted:
         if kept_apart(name):
             skipped[name] = "it is kept apart, not merged"
@@ -48,7 +63,23 @@ def select(program: Program, layers: Layers) -> tuple[tuple[str, ...], dict[str,
     return tuple(chosen), skipped
 
 
-def repairable(program: Program, layers: Layers = "all") -> tuple[str, ...]:
+def _named(program: Program, writers: list[str], layers: str) -> tuple[str, ...]:
+    """The values that a name of `Layers` stands for, logits and what is kept apart included."""
+    if layers == "branches":
+        blocks = residual_blocks(program)
+        inside = {name for block in blocks for name in block.branch}
+        return tuple(name for name in writers if name in inside or not blocks)
+    if layers == "blocks":
+        wanted = {*writers, *_block_outputs(program)}
+        return tuple(name for name in program.nodes if name in wanted)
+    return tuple(writers)
+
+
+def _block_outputs(program: Program) -> list[str]:
+    return [block.output for block in residual_blocks(program) if block.axis is not None]
+
+
+def repairable(program: Program, layers: Outputs = "all") -> tuple[str, ...]:
     """The values that REPAIR and RESCALE would repair, in order of execution: those that need goals.
 
     Args:
@@ -106,7 +137,9 @@ def _takes(program: Program, name: str, glob: str) -> bool:
 
 
 def _is_writer(program: Program, name: str) -> bool:
-    return program.is_tensor(name) and writer_of(program, name) is not None
+    writer = writer_of(program, name) if program.is_tensor(name) else None
+    # A bridge leads between the coordinates of a branch and the merged ones: it is no layer of the model.
+    return writer is not None and program.weights.get(writer.weight) not in program.bridges
 
 
 def logits_of(program: Program) -> frozenset[str]:

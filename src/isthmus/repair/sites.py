@@ -59,6 +59,7 @@ class AffineSite:
         shifts: whether the mean is brought to the goal as well.
         max_gain: limit of a gain.
         eps: see `EPS`.
+        scales: whether the standard deviation is brought to the goal; gains are 1 where not.
     """
 
     program: Program
@@ -70,6 +71,7 @@ class AffineSite:
     shifts: bool
     max_gain: float
     eps: float
+    scales: bool = True
     pooled: Pooled = field(default_factory=Pooled)
 
     @property
@@ -84,6 +86,8 @@ class AffineSite:
     def affine(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, int]:
         """Gain and shift (float64) from a mean and a variance to the goal; how many gains were clamped."""
         goal_mean, goal_std = (t.to(mean) for t in (self.goal.mean, self.goal.std))
+        if not self.scales:
+            return torch.ones_like(mean), goal_mean - mean if self.shifted else torch.zeros_like(mean), 0
         # In both variances, so that a value that is at its goal already is left alone.
         floor = self.eps * goal_std.square().mean() + torch.finfo(torch.float64).tiny
         gain = ((goal_std.square() + floor) / (variance + floor)).sqrt()
@@ -107,7 +111,11 @@ class AffineSite:
         return (-1, *[1] * (rank - 1 - self.writer.axis))
 
     def write(self, weights: dict[str, Tensor]) -> Change:
-        gain, shift, clamped = self.affine(self.pooled.mean, self.pooled.variance)
+        return self.fold(weights, self.pooled.mean, self.pooled.variance)
+
+    def fold(self, weights: dict[str, Tensor], mean: Tensor, variance: Tensor) -> Change:
+        """Write what leads from a mean and a variance per channel to the goal."""
+        gain, shift, clamped = self.affine(mean, variance)
         keys: list[str] = []
 
         def put(key: str, tensor: Tensor) -> None:
@@ -118,22 +126,22 @@ class AffineSite:
         folded = self.shifted and self.shift_key is None
         if self.gain_key is not None:
             put(self.gain_key, gain.view_as(weights[self.gain_key]))
-        else:
+        elif self.scales:
             put(names[writer.weight], scaled(weights[names[writer.weight]], writer, gain))
-            if writer.bias is not None:
-                bias = gain * weights[names[writer.bias]].double()
-                put(names[writer.bias], bias + shift if folded else bias)
+        if writer.bias is not None and self.gain_key is None and (self.scales or folded):
+            bias = gain * weights[names[writer.bias]].double()
+            put(names[writer.bias], bias + shift if folded else bias)
         if self.shifted and self.shift_key is not None:
             put(self.shift_key, shift.view_as(weights[self.shift_key]))
         elif folded and self.fusable.shift == "running_mean":
             (norm,) = self.program.nodes[writer.value].users
-            mean, _ = _statistics(self.program, norm)
-            put(mean, weights[mean].double() - shift)
+            running, _ = _statistics(self.program, norm)
+            put(running, weights[running].double() - shift)
         low, middle, high = gain.min(), gain.median(), gain.max()
         return Change(
             value=writer.value,
             module=self.program.module_of(writer.value),
-            kind="scale and shift" if self.shifted else "scale",
+            kind=("scale and shift" if self.shifted else "scale") if self.scales else "shift",
             gain=(float(low), float(middle), float(high)),
             clamped=clamped,
             into=tuple(keys),
@@ -173,17 +181,21 @@ class NormSite:
         """Nothing: the norm itself is run with the batch's statistics."""
 
     def write(self, weights: dict[str, Tensor]) -> Change:
-        node = self.program.nodes[self.calls[0]]
-        mean, variance = _statistics(self.program, node)
         count = self.pooled.count
         if count < 2:
-            raise DataError(f"{mean}: one sample has no variance", hint="give more calibration data")
+            key, _ = _statistics(self.program, self.program.nodes[self.calls[0]])
+            raise DataError(f"{key}: one sample has no variance", hint="give more calibration data")
+        # What torch keeps is the unbiased estimate.
+        return self.replace(weights, self.pooled.mean, self.pooled.variance * (count / (count - 1)))
+
+    def replace(self, weights: dict[str, Tensor], new_mean: Tensor, new: Tensor) -> Change:
+        """Write a mean and a variance per channel."""
+        node = self.program.nodes[self.calls[0]]
+        mean, variance = _statistics(self.program, node)
         eps = float(str(node.args[7]))
         old = weights[variance].double()
-        # What torch keeps is the unbiased estimate.
-        new = self.pooled.variance * (count / (count - 1))
         gain = ((old + eps) / (new + eps)).sqrt()
-        weights[mean] = self.pooled.mean.to(weights[mean])
+        weights[mean] = new_mean.to(weights[mean])
         weights[variance] = new.to(weights[variance])
         return Change(
             value=self.calls[0],

@@ -30,6 +30,9 @@ _SAME_AXES = {
 
 Shift = Literal["bias", "running_mean"]
 
+#: Obstacle of a layer whose weight is no stored tensor.
+COMPUTED = "its weight is computed from others before it is applied"
+
 
 @dataclass(frozen=True)
 class Writer:
@@ -144,7 +147,7 @@ def writer_of(program: Program, value: str) -> Writer | None:
         return None
     source, stored, alone = _trace(weight, out)
     if source.name not in program.weights or stored is None:
-        obstacle = "its weight is computed from others before it is applied"
+        obstacle = COMPUTED
         stored = out
     elif not alone:
         obstacle = f"its weight {program.weights[source.name]} is used at several places"
@@ -155,6 +158,29 @@ def writer_of(program: Program, value: str) -> Writer | None:
             obstacle = f"its bias {program.weights[bias.name]} is used at several places"
     name = bias.name if isinstance(bias, fx.Node) else None
     return Writer(value, axis, source.name, stored, groups, name, obstacle)
+
+
+def biases(program: Program) -> dict[str, str]:
+    """Output of each linear or conv operation -> key of its bias, where that is a stored tensor of its own."""
+    found: dict[str, str] = {}
+    for value in program.nodes:
+        writer = writer_of(program, value) if program.is_tensor(value) else None
+        if writer is None or writer.bias is None or writer.bias not in program.weights:
+            continue
+        if len(program.nodes[writer.bias].users) == 1 and len(program.size(writer.bias)) == 1:
+            found[value] = program.weights[writer.bias]
+    return found
+
+
+def levels(program: Program) -> dict[str, int]:
+    """Output of each linear or conv operation -> its depth from 1, matrices between kept-apart parts not counted."""
+    depths: dict[str, int] = {}
+    for value in program.nodes:
+        writer = writer_of(program, value) if program.is_tensor(value) else None
+        if writer is not None and program.weights.get(writer.weight) not in program.bridges:
+            depths[value] = program.depth[value]
+    ranks = {depth: rank for rank, depth in enumerate(sorted(set(depths.values())), start=1)}
+    return {value: ranks[depth] for value, depth in depths.items()}
 
 
 def _argument(node: fx.Node, index: int, name: str) -> object:

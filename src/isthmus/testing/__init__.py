@@ -20,12 +20,20 @@ from torch import Tensor
 from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.combine import COMBINATIONS
 from isthmus.errors import InputError
+from isthmus.prune import PRUNERS, Choice
 from isthmus.registry import LAWS, Registry
 from isthmus.repair import REPAIRS, Repaired
-from isthmus.testing import alignments, combinations, repairs
+from isthmus.testing import alignments, combinations, pruners, repairs
 from isthmus.testing.calls import TOLERANCE, Call, Law
 
-__all__ = ["TOLERANCE", "check_alignment", "check_combination", "check_repair", "laws_checked"]
+__all__ = [
+    "TOLERANCE",
+    "check_alignment",
+    "check_combination",
+    "check_pruner",
+    "check_repair",
+    "laws_checked",
+]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -85,6 +93,32 @@ def check_combination(
     return _check(COMBINATIONS, method, laws, options)
 
 
+def check_pruner(
+    method: str | Callable[..., Choice], laws: Iterable[str] | None = None, **options: object
+) -> tuple[str, ...]:
+    """Hold a pruner to its laws: on an MLP, a conv net with batch norms and an attention block.
+
+    Args:
+        method: a registered name, or a function `(program, weights, layers, *, sparsity, ...) -> Choice`; `data`
+            with targets and `seed` are passed where it takes them.
+        laws: those to check; by default what the registered method claims.
+        options: of the method.
+
+    Returns:
+        The laws that were checked, and hold.
+
+    Raises:
+        AssertionError: a law is broken.
+        InputError: a law that is not checked for pruners, or a function of which no law is known.
+
+    Examples:
+        >>> from isthmus.testing import check_pruner
+        >>> check_pruner("magnitude", laws=["sparsity-exact"], scope="layer")
+        ('sparsity-exact',)
+    """
+    return _check(PRUNERS, method, laws, options)
+
+
 def check_repair(
     method: str | Callable[..., Repaired], laws: Iterable[str] | None = None, **options: object
 ) -> tuple[str, ...]:
@@ -113,7 +147,7 @@ def check_repair(
 
 
 def laws_checked(kind: str) -> tuple[str, ...]:
-    """The laws that methods of a kind ("alignment", "combination", "repair") can be held to."""
+    """The laws that methods of a kind ("alignment", "combination", "pruner", "repair") can be held to."""
     return tuple(_LAWS[kind])
 
 
@@ -166,9 +200,17 @@ _LAWS: dict[str, dict[str, Law]] = {
         "streaming-equals-memory": combinations.streams,
         "seeded": combinations.seeded,
     },
+    "pruner": {
+        "sparsity-exact": pruners.sparsity_exact,
+        "unpruned-is-identity": pruners.unpruned_is_identity,
+        "pruned-stays-pruned": pruners.pruned_stays_pruned,
+        "batching-free": pruners.batching_free,
+        "seeded": pruners.seeded,
+    },
     "repair": {
         "unmerged-is-identity": repairs.unmerged_is_identity,
         "fused-equals-unfused": repairs.fused_equals_unfused,
+        "idempotent": repairs.idempotent,
         "batching-free": repairs.batching_free,
         "seeded": repairs.seeded,
     },
