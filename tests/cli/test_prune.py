@@ -1,0 +1,68 @@
+"""`isthmus prune`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import ARCH, run
+from safetensors.torch import load_file, save_file
+
+from isthmus import prune, zoo
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("prune")
+    save_file(zoo.init(zoo.demo_vgg(base=4), 1).state_dict(), made / "a.safetensors")
+    return made
+
+
+SOME = ["--data", "digits", "--calibration", "64"]
+
+
+def test_files_are_what_python_makes_and_a_mask_is_put_on_again(folder: Path):
+    shown = run(
+        "prune", "a.safetensors", *ARCH, *SOME, "--method", "wanda", "--sparsity", ".5", "--option", "scope=layer",
+        "--skip", "classifier.*", "--repair", "rescale", "--out", "p.safetensors", "--mask-out", "m.safetensors",
+        "--json", cwd=folder,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    said = json.loads(shown.stdout)
+    assert said["sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert said["settings"]["scope"] == "layer" and said["left"]["classifier.weight"] == "left out (skip)"
+    assert set(said["test accuracy"]) == {"as it was", "pruned", "repaired"}
+    loader = zoo.open_data("digits").split(seed=0).loader("train", batch_size=250, limit=64)
+    made = prune(
+        zoo.demo_vgg(base=4),
+        "wanda",
+        sparsity=0.5,
+        scope="layer",
+        data=loader,
+        weights=load_file(folder / "a.safetensors"),
+        skip=["classifier.*"],
+        repair="rescale",
+    )
+    written = load_file(folder / "p.safetensors")
+    assert all(torch.equal(written[key], value) for key, value in made.weights.items())
+    shown = run(
+        "prune", "a.safetensors", *ARCH, *SOME, "--mask", "m.safetensors", "--repair", "rescale", "--out",
+        "again.safetensors", cwd=folder,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "pruned by a given mask: 50% of" in shown.stdout
+    assert "rescale: " in shown.stdout
+    assert "repaired" in shown.stdout
+    again = load_file(folder / "again.safetensors")
+    assert all(torch.equal(again[key], value) for key, value in written.items())
+
+
+def test_everything_that_is_wrong_is_said_at_once(folder: Path):
+    shown = run("prune", "a.safetensors", "b.safetensors", *ARCH, "--out", "x.bin", cwd=folder)
+    assert shown.returncode == 2
+    for words in ("one checkpoint is needed, not 2", "--out x.bin", "--data is needed"):
+        assert words in shown.stderr
+    shown = run("prune", "a.safetensors", *ARCH, *SOME, "--method", "wand", cwd=folder)
+    assert shown.returncode == 2 and "did you mean 'wanda'" in shown.stderr
+    shown = run("prune", "a.safetensors", *ARCH, *SOME, cwd=folder)
+    assert "sparsity=, or mask=" in shown.stderr
