@@ -75,6 +75,7 @@ def test_a_model_beside_itself_has_lost_nothing() -> None:
         "vanishing features",
         "vanishing bound",
         "smoothed vanishing bound",
+        "bias dominance",
     ]
     assert all(list(f.layers) == ["one", "two", "head"] for f in found.findings)
     assert all("validation: 12 examples, 2 parents" in f.note for f in found.findings)
@@ -164,6 +165,45 @@ def test_features_of_a_merged_deep_linear_net_vanish_layer_by_layer() -> None:
     assert found.bound() == pytest.approx([found.strength[0], *found.strength[1:]])
     ratio = variance_ratio(program, Segment(a, b).at(0.5), [a, b], [x]).ratio
     assert ratio == pytest.approx(found.strength, rel=0.05)
+    collapsed = variance_ratio(program, Segment(a, b).at(0.5), [a, b], [x])
+    assert collapsed.bound() == pytest.approx(collapsed.ratio)
+
+
+def test_biases_dominate_where_their_offset_is_larger_than_what_the_input_makes() -> None:
+    found = Vanishing(
+        ("a", "b"), (2.0, 1.0), ((4.0, 4.0), (1.0, 2.0)), (1.0, 3.0), ((2.0, 2.0), (0.0, 2.0)), 1
+    )
+    assert found.dominance == (0.5, 3.0)
+    assert found.parent_dominance == (0.25, 0.75)
+    assert found.findings[-1].value == 3.0 and "parents 0.75" in found.findings[-1].note
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.one(x)).relu())
+
+
+def test_features_are_also_seen_behind_norms() -> None:
+    x = inputs(20, 6)
+    program = export(Normed().double().eval(), x)
+    a = weights_of(Normed, 0)
+    # The norm's own deviation shrinks as its input does: behind it nothing has vanished.
+    half = a | {"one.weight": a["one.weight"] / 2, "one.bias": a["one.bias"] / 2}
+    half["norm.running_var"] = a["norm.running_var"] / 4 - 0.75 * 1e-5
+    before, behind, both = (vanishing(program, half, [a], [x], at=at) for at in ("layers", "norms", "both"))
+    assert before.layers == ("one", "head") and before.strength[0] == pytest.approx(0.5)
+    assert behind.layers == ("norm",) and behind.strength == pytest.approx((1.0,))
+    assert both.layers == ("one", "norm", "head") and both.strength == pytest.approx((0.5, 1.0, 1.0))
+
+
+def test_norms_of_a_model_without_are_refused() -> None:
+    program, (a, b) = chain()
+    with pytest.raises(InputError, match="no norm"):
+        vanishing(program, a, [b], [inputs(3, 6)], at="norms")
 
 
 def profile(*strength: float) -> Vanishing:

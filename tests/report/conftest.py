@@ -6,6 +6,8 @@ import math
 
 import pytest
 
+from isthmus.diagnose import Attempt, Cause, Diagnosis, Recipe
+from isthmus.measure import Finding
 from isthmus.report import (
     Alignment,
     Curve,
@@ -189,4 +191,44 @@ def results() -> Results:
             chance=0.1,
             checkpoints={"vgg16_s1": "sha256:4f1c9a60", "vgg16_s2": "sha256:b02e77d1"},
         ),
+    )
+
+
+@pytest.fixture
+def diagnosis() -> Diagnosis:
+    """A diagnosis of two models, with a hostile name, a finding that is not finite and a recipe that was refused."""
+    said = {
+        "means": "What that means.",
+        "source": "Somebody 2024 (arXiv:0000.00000)",
+        "conditions": ("x at most 1 (0.2)",),
+    }
+    found = [
+        Finding(
+            "matched correlation",
+            0.25,
+            better="higher",
+            bounds=(-1.0, 1.0),
+            layers={"conv1": 0.5, "conv2": 0.25, "head": math.nan},
+            note="at 100 examples",
+        ),
+        Finding("parents' accuracy", 85.0, "%", layers={"a": 85.0, "b<script>": 84.0}),
+        Finding("sign conflict", 0.4),
+    ]
+    best = Attempt(Recipe("activation-matching", "repair"), 1.0, 0.8, 0.8123)
+    large = Attempt(Recipe("activation-matching", "rescale", 4), 1.25, 0.86, 0.8525)
+    refused = Attempt(Recipe("zipit"), refused="zipit needs something that is not there")
+    return Diagnosis(
+        names=("a", "b<script>"),
+        relation=Cause("strangers", found="They are unlike.", advice="Align them.", **said),
+        causes=(Cause("other-order", found="In another order.", advice="Reorder them.", **said),),
+        findings={finding.name: finding for finding in found},
+        attempts=(best, large, refused),
+        best={1.0: best, 2.0: large},
+        ensemble=0.87,
+        parents=(0.85, 0.84),
+        chance=0.1,
+        examples=500,
+        left=3,
+        settings={"subset": 300, "seed": 0},
+        program=("isthmus", "merge", "a.safetensors", "b.safetensors"),
     )

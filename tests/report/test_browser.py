@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from isthmus.diagnose import Diagnosis
 from isthmus.report import Results, render
+from isthmus.report.diagnosis import render_diagnosis
 from isthmus.report.theme import DARK, LIGHT, Theme
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -88,7 +90,12 @@ def _open(page: Path, *arguments: str, window: tuple[int, int], theme: Theme) ->
 
 
 def _seen(results: Results, folder: Path, width: int, theme: Theme) -> dict[str, object]:
-    source = render(results, folder / "report.html").read_text(encoding="utf-8")
+    return _watched(render(results, folder / "report.html"), width, theme)
+
+
+def _watched(page: Path, width: int, theme: Theme) -> dict[str, object]:
+    """What a page says of itself in a frame of a width."""
+    folder, source = page.parent, page.read_text(encoding="utf-8")
     (folder / "spied.html").write_text(source.replace("</body>", SPY), encoding="utf-8")
     frame = folder / "frame.html"
     frame.write_text(FRAME.format(page="spied.html", width=width), encoding="utf-8")
@@ -131,6 +138,14 @@ def test_hostile_names_do_nothing(results: Results, tmp_path: Path) -> None:
     assert seen["title"] == results.title
     assert seen["wrong"] == []
     assert (seen["outside"], seen["scroll"]) == ([], 390)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_a_diagnosis_fits_a_phone(diagnosis: Diagnosis, tmp_path: Path, theme: Theme) -> None:
+    seen = _watched(render_diagnosis(diagnosis, tmp_path / "page.html"), 390, theme)
+    assert (seen["wrong"], seen["outside"], seen["scroll"]) == ([], [], 390)
+    assert isinstance(seen["plots"], list) and len(seen["plots"]) == 2
+    assert seen["background"] == _rgb(theme.paper)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

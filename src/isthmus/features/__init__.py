@@ -1,9 +1,10 @@
 """Statistics of activations: any value of a program, N models, one pass over the calibration data."""
 
 from isthmus.features.collect import Features, Moments, collect
-from isthmus.features.feed import explained, feed, placed, sinks
+from isthmus.features.feed import explained, feed, part, placed, sinks
 from isthmus.features.pooled import Centred, Pooled, Scratch, centre, working_dtype
 from isthmus.features.request import Blocks, Patches, Request
+from isthmus.features.windows import windows
 
 __all__ = [
     "Blocks",
@@ -18,7 +19,9 @@ __all__ = [
     "collect",
     "explained",
     "feed",
+    "part",
     "placed",
     "sinks",
+    "windows",
     "working_dtype",
 ]

@@ -39,11 +39,13 @@ def feed(data: Iterable[object], label: str, limit: int | None = None) -> Iterat
     """Each batch of `data`, cut off after `limit` examples, with its progress shown as `label`.
 
     Raises:
-        DataError: the data is empty, or a batch is not what `program.batches` reads.
+        DataError: the data or a batch is empty, or a batch is not what `program.batches` reads.
     """
     seen = 0
     total = len(data) if isinstance(data, Sized) and limit is None else None
-    for batch in progress.track(batches(data), label, total=total, unit="batches"):
+    for index, batch in enumerate(progress.track(batches(data), label, total=total, unit="batches")):
+        if not batch.size:
+            raise DataError(f"batch {index} of the data holds no example")
         whole = batch if limit is None or seen + batch.size <= limit else first(batch, limit - seen)
         seen += whole.size
         yield whole
@@ -53,13 +55,18 @@ def feed(data: Iterable[object], label: str, limit: int | None = None) -> Iterat
 
 def first(batch: Batch, count: int) -> Batch:
     """The first `count` examples of a batch."""
-    size = batch.size
+    return part(batch, 0, count)
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """The examples of a batch from `start` to before `stop`."""
+    size, here = batch.size, slice(start, stop)
 
     def cut(value: object) -> object:
-        return value[:count] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        return value[here] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
 
     args, kwargs = pytree.tree_map(cut, (batch.args, batch.kwargs))
-    return Batch(args, kwargs, None if batch.targets is None else batch.targets[:count])
+    return Batch(args, kwargs, None if batch.targets is None else batch.targets[here])
 
 
 @contextmanager

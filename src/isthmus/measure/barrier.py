@@ -135,10 +135,10 @@ def barrier(
     if norms not in ("reset", "reset-inside", "keep"):
         raise InputError(f"norms {norms!r} is none of 'reset', 'reset-inside' and 'keep'")
     reusable(data)
-    keeps_statistics = _has_statistics(model)
-    resetting = keeps_statistics and norms != "keep"
+    has_statistics = keeps_statistics(model)
+    resetting = has_statistics and norms != "keep"
     if resetting:
-        _check_calibration(data, calibration)
+        check_calibration(data, calibration)
     if resetting and isinstance(model, nn.Module):
         model = export(model, next(iter(batches(data))))
     runner = model.compile() if isinstance(model, Program) else model
@@ -157,12 +157,12 @@ def barrier(
         accuracy=tuple(r.accuracy for r in results),
         examples=results[0].examples,
         chance=results[0].chance,
-        norms=norms if keeps_statistics else "none",
+        norms=norms if has_statistics else "none",
         split=split,
     )
 
 
-def _has_statistics(model: nn.Module | Program) -> bool:
+def keeps_statistics(model: nn.Module | Program) -> bool:
     """Whether some normalisation keeps running statistics."""
     if isinstance(model, Program):
         norms = (node for node in model.graph.nodes if "batch_norm" in str(node.target))
@@ -170,7 +170,8 @@ def _has_statistics(model: nn.Module | Program) -> bool:
     return any(getattr(module, "running_mean", None) is not None for module in model.modules())
 
 
-def _check_calibration(data: Iterable[object], calibration: Iterable[object] | None) -> None:
+def check_calibration(data: Iterable[object], calibration: Iterable[object] | None) -> None:
+    """Refuse to re-estimate statistics from nothing, or from the evaluation split."""
     if calibration is None:
         raise InputError(
             "the model keeps BatchNorm statistics, and there is no calibration data to re-estimate them from",

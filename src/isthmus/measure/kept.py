@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from isthmus.align import Alignment
-from isthmus.align.joint import Joint, joint, mixable
-from isthmus.align.observe import observations
+from isthmus.align import Alignment, Joint, joint, mixable, observations
 from isthmus.features import feed
 from isthmus.maps import Permutation, Transport
 from isthmus.measure.finding import Finding
@@ -32,6 +31,28 @@ _AFFINE = {
 }
 
 
+class Kept(NamedTuple):
+    """What the maps of an alignment let a merged network keep; each has a value per space.
+
+    Attributes:
+        information: the share of what the models' units tell that can be read back, 1 for all.
+        bound: the share that the best linear map to as many units keeps.
+        defect: how far the maps are from passing through the activations, 0 for not at all.
+    """
+
+    information: Finding
+    bound: Finding
+    defect: Finding
+
+    def __str__(self) -> str:
+        if not self.bound.layers:
+            return "information kept: not measured, for no space has units that can be mixed"
+        return (
+            f"information kept {self.information.value:.3f}, at most {self.bound.value:.3f} at these widths (PCA); "
+            f"defect {self.defect.value:.3f} ({self.information.note})"
+        )
+
+
 def kept(
     alignment: Alignment,
     models: Sequence[Mapping[str, Tensor]],
@@ -39,7 +60,7 @@ def kept(
     *,
     weights: Sequence[float] | None = None,
     limit: int | None = None,
-) -> tuple[Finding, Finding, Finding]:
+) -> Kept:
     """What the maps of an alignment lose, whatever the weights that are merged through them.
 
     With all models' units x side by side and covariance S, merged units are A x and are read back as B A x.
@@ -76,7 +97,7 @@ def kept(
         information[name], bound[name] = _information(statistics, *pairs[name])
     defects = _defects(alignment, own, data, pairs, limit)
     note = f"{seen.examples} examples"
-    return (
+    return Kept(
         _finding("information kept", information, "higher", (None, 1.0), note),
         _finding("information bound", bound, None, (0.0, 1.0), f"{note}; PCA at the merged widths"),
         _finding("defect", defects, "lower", (0.0, None), note),

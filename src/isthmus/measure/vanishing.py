@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,9 @@ from isthmus.errors import InputError
 from isthmus.features import explained, feed, placed, sinks, working_dtype
 from isthmus.measure.answers import Weights
 from isthmus.measure.finding import Finding
-from isthmus.measure.layers import Layers, batch_dim, shared_layers
+from isthmus.measure.layers import At, Layers, batch_dim, shared_layers
+from isthmus.measure.sequence import GAMMA, upper_bound
 from isthmus.program import Batch, Inputs, Program, example_of, home
-
-#: The smoothed bound of the published plots. Above 1 on purpose: it inflates slightly.
-GAMMA = 1.4
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,28 @@ class Vanishing:
         # Where the parents see nothing either, nothing has vanished.
         return tuple(m / p if p else inf if m else 1.0 for m, p in zip(self.merged, means, strict=True))
 
+    @property
+    def dominance(self) -> tuple[float, ...]:
+        """|f(0)| over the mean of |f(x) - f(0)| at each layer: above 1 the biases outweigh the input."""
+        return tuple(map(_over, self.merged_offset, self.merged))
+
+    @property
+    def parent_dominance(self) -> tuple[float, ...]:
+        """The same of the parents, their mean at each layer."""
+        rows = [map(_over, h, g) for h, g in zip(self.parent_offsets, self.parents, strict=True)]
+        return tuple(sum(values) / len(values) for values in zip(*rows, strict=True))
+
     def bound(self, gamma: float | None = None) -> tuple[float, ...]:
-        """The bound eps_l: the strongest layer from l on.
+        """The bound eps_l: the strongest layer from l on; see `isthmus.measure.upper_bound`.
 
         Args:
-            gamma: None for the plain bound, eps_l = max(eps_{l+1}, E_l); a number for the smoothed one,
-                eps_l = max(gamma eps_{l+1} + (1 - gamma) (1 - 1 / (L + 1 - l)) eps_{l+1}, E_l).
-                The published plots use 1.4.
+            gamma: None for the plain bound; a number for the smoothed one.
         """
-        bounds: list[float] = []
-        for left, strength in enumerate(reversed(self.strength)):  # left = L - l
-            after = bounds[-1] if bounds else 0.0
-            if gamma is not None and bounds:
-                after = gamma * after + (1 - gamma) * (1 - 1 / (left + 1)) * after
-            bounds.append(max(after, strength))
-        return tuple(reversed(bounds))
+        return upper_bound(self.strength, gamma)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """E_l (its value: the last layer), the plain and the smoothed bound (their value: the first).
+        """E_l (its value: the last layer), the plain and the smoothed bound (their value: the first), the offset.
 
         None where all is kept apart.
         """
@@ -81,18 +83,28 @@ class Vanishing:
             return ()
         left_out = f", {self.left_out} layers left out" if self.left_out else ""
         place = f"{self.split}: {self.examples} examples, {len(self.parents)} parents{left_out}"
-        profiles = (
-            ("vanishing features", self.strength, -1, "|f(x) - f(0)| over that of the parents"),
-            ("vanishing bound", self.bound(), 0, "running maximum from the last layer"),
-            ("smoothed vanishing bound", self.bound(GAMMA), 0, f"running maximum, gamma' = {GAMMA}"),
+
+        def profile(
+            name: str, values: Sequence[float], at: int, better: Literal["higher", "lower"], meaning: str
+        ) -> Finding:
+            by_layer = dict(zip(self.layers, values, strict=True))
+            return Finding(name, values[at], "1", better, (0.0, None), by_layer, f"{meaning}; {place}")
+
+        offset = f"|f(0)| over |f(x) - f(0)|, parents {self.parent_dominance[-1]:.3g}"
+        return (
+            profile(
+                "vanishing features", self.strength, -1, "higher", "|f(x) - f(0)| over that of the parents"
+            ),
+            profile("vanishing bound", self.bound(), 0, "higher", "running maximum from the last layer"),
+            profile(
+                "smoothed vanishing bound",
+                self.bound(GAMMA),
+                0,
+                "higher",
+                f"running maximum, gamma' = {GAMMA}",
+            ),
+            profile("bias dominance", self.dominance, -1, "lower", offset),
         )
-        return tuple(
-            Finding(
-                name, values[at], "1", "higher", (0.0, None), dict(zip(self.layers, values, strict=True)),
-                f"{meaning}; {place}",
-            )
-            for name, values, at, meaning in profiles
-        )  # fmt: skip
 
 
 def vanishing(
@@ -103,9 +115,10 @@ def vanishing(
     *,
     merged_program: Program | None = None,
     origin: Inputs | None = None,
+    at: At = "layers",
     split: str = "data",
 ) -> Vanishing:
-    """Measure at the output of every linear and conv operation how much of the input is left.
+    """Measure at every layer how much of the input is left: definition 5.1.
 
     One pass over the data, all models side by side on the same batches; nothing is stored but sums.
 
@@ -118,14 +131,16 @@ def vanishing(
             measured; branches and the values at which they meet are left out.
         origin: the input that counts as nothing, one example; None for zeros, which is the mean image
             of normalised data. Needed where an input is not floating (token ids).
+        at: where to look. "layers": outputs of linear and conv operations, before the norm behind them. "norms":
+            outputs of norms, which may bring back what the layer lost. "both", in order of execution, is what
+            the source's code records.
         split: what the data is, for the notes.
 
     Raises:
         InputError: no parent, or inputs that zeros make no sense for.
 
     Source: Qu and Horváth 2025 (arXiv:2402.05966), the definitions of g, E and eps. Their code takes means
-        of batch means, also at the outputs of norms; here the mean is over examples, and the layers are
-        linear and conv operations. They normalise by two parents' mean; here it is that of all parents.
+        of batch means; here the mean is over examples. They normalise by two parents' mean; here it is that of all.
 
     Examples:
         >>> import torch
@@ -140,7 +155,7 @@ def vanishing(
     if not parents:
         raise InputError("there is no parent to compare the merged model with")
     other = program if merged_program is None else merged_program
-    layers = shared_layers(program, other)
+    layers = shared_layers(program, other, at)
     watched = [_Watched(other, merged, layers), *(_Watched(program, parent, layers) for parent in parents)]
     examples = 0
     for batch in feed(data, "vanishing features"):
@@ -163,6 +178,11 @@ def vanishing(
         split=split,
         left_out=layers.left_out,
     )
+
+
+def _over(offset: float, features: float) -> float:
+    # Nothing over nothing: a layer without biases that sees nothing is not dominated by them.
+    return offset / features if features else inf if offset else 0.0
 
 
 class _Watched:

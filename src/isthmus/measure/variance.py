@@ -13,6 +13,7 @@ from isthmus.measure.answers import Weights
 from isthmus.measure.ensemble import check_shares, even
 from isthmus.measure.finding import Finding
 from isthmus.measure.layers import channel_axis, shared_layers
+from isthmus.measure.sequence import upper_bound
 from isthmus.program import Program
 
 
@@ -36,6 +37,16 @@ class VarianceProfile:
     examples: int
     split: str = "data"
     left_out: int = 0
+
+    def bound(self, gamma: float | None = None) -> tuple[float, ...]:
+        """The non-increasing bound of the ratios, whose last value says whether variance has collapsed.
+
+        Args:
+            gamma: None for the plain bound, a number for the smoothed one; see `isthmus.measure.upper_bound`.
+
+        Source: Qu and Horváth 2025 (arXiv:2402.05966), definition 4.1, for deviations relative to the parents'.
+        """
+        return upper_bound(self.ratio, gamma)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -10,6 +10,8 @@ from isthmus.report.page import render
 from isthmus.report.results import (
     Alignment,
     Curve,
+    Panel,
+    Pictures,
     Profile,
     Provenance,
     Published,
@@ -25,6 +27,8 @@ from isthmus.report.terminal import table
 __all__ = [
     "Alignment",
     "Curve",
+    "Panel",
+    "Pictures",
     "Profile",
     "Provenance",
     "Published",

@@ -26,17 +26,26 @@ def figure_json(chart: Chart) -> str:
     Raises:
         MissingExtraError: plotly is not installed.
     """
+    names = labels(chart)
+    return figures_json([figure(chart, theme, names) for theme in THEMES])
+
+
+def figures_json(specs: Sequence[Spec]) -> str:
+    """A figure for each mode as `{"light": figure, "dark": figure}`, checked by plotly, safe inside a <script>.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
     try:
         import plotly.graph_objects as go
     except ImportError as error:
         raise MissingExtraError(
             "the plots of a report need plotly", hint="pip install 'isthmus[report]'"
         ) from error
-    names = labels(chart)
-    figures = {
-        theme.name: json.loads(str(go.Figure(figure(chart, theme, names)).to_json())) for theme in THEMES
+    made = {
+        theme.name: json.loads(str(go.Figure(s).to_json())) for theme, s in zip(THEMES, specs, strict=True)
     }
-    return script_safe(json.dumps(figures, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+    return script_safe(json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
 
 
 def plotly_js() -> str:

@@ -7,6 +7,7 @@ as it is, shows as "n/a", and is counted on the page: a diverged loss is a resul
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -215,6 +216,60 @@ class Profile(_Record):
             note=note,
         )
 
+    @classmethod
+    def kept(
+        cls, spaces: Sequence[str], series: Mapping[str, Sequence[float | None]], *, note: str = ""
+    ) -> Profile:
+        """Information kept: how much of what the parents' units tell can be read back from the merged ones.
+
+        Args:
+            spaces: names, in order of execution.
+            series: the alignment's share in each space, and the best that any map to as many units reaches.
+            note: how it was measured (number of examples).
+
+        Source: `isthmus.measure.kept`; the bound is the theorem of Eckart and Young.
+        """
+        return cls(
+            name="Information kept",
+            quantity="share of the parents’ variance",
+            layers=list(spaces),
+            series=[Series(name=name, values=list(values)) for name, values in series.items()],
+            reference=1.0,
+            reference_name="all of it",
+            read="The gap to the bound is what another alignment could win; what the bound lacks is lost to every map "
+            "to as few units, unless these layers are kept apart.",
+            note=note,
+        )
+
+
+def _image(value: str) -> str:
+    try:
+        content = base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise ValueError("a picture is not in base64") from error
+    if not content.startswith(b"\x89PNG"):
+        raise ValueError("a picture is no PNG file")
+    return value
+
+
+class Pictures(_Record):
+    """One model's units as pictures."""
+
+    name: str
+    images: list[Annotated[str, AfterValidator(_image)]]  # PNG files, in base64
+    cosine: Number | None = None  # with what the panel says
+
+
+class Panel(_Record):
+    """Units of a first layer as pictures: the same units of several models, a row for each."""
+
+    name: str
+    width: Count  # of a picture, in pixels
+    height: Count
+    rows: list[Pictures]
+    read: str = ""  # one line: how to read it
+    note: str = ""
+
 
 class Verification(_Record):
     """Whether moving the symmetries leaves the function alone, and which were not tried."""
@@ -285,6 +340,7 @@ class Results(_Record):
     rows: list[Row] = Field(default_factory=list)
     curves: list[Curve] = Field(default_factory=list)
     profiles: list[Profile] = Field(default_factory=list)
+    panels: list[Panel] = Field(default_factory=list)
     verification: Verification | None = None
     alignment: Alignment | None = None
     settings: list[Setting] = Field(default_factory=list)

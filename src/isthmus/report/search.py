@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isthmus.errors import MissingExtraError
 from isthmus.report import text
 from isthmus.report.page import TEMPLATE, page_template
-from isthmus.report.plots import Spec, plain, plotly_js, script_safe
+from isthmus.report.plots import Spec, figures_json, plain, plotly_js
 from isthmus.report.theme import DARK, FONT, LIGHT, THEMES, Theme, template
 from isthmus.report.write import write_text
 
 if TYPE_CHECKING:  # the rest of this room imports no torch
+    from isthmus.report.results import Panel
     from isthmus.search import Searched, Step
 
 #: More steps than this have no room for their names on the axis.
@@ -34,6 +33,7 @@ def render_search(
     measured: Mapping[str, float] | None = None,
     measure: str = "",
     command: str = "",
+    panels: Sequence[Panel] = (),
 ) -> Path:
     """Write a search as one self-contained HTML page, whole or not at all.
 
@@ -45,15 +45,16 @@ def render_search(
         measured: name -> a number that was measured afterwards, on data that nothing was chosen on.
         measure: what that number is ("test accuracy, fraction").
         command: the command line, for the record.
+        panels: first-layer units of the models and of what was found, as pictures (`isthmus.report.pictures`).
 
     Raises:
         MissingExtraError: plotly or jinja2 is not installed (the extra `report`).
         InputError: the file cannot be written.
     """
     scored = [step for step in found.steps if step.score is not None]
-    figures = {"steps": _figures([_steps(found.steps, theme) for theme in THEMES])} if scored else {}
+    figures = {"steps": figures_json([_steps(found.steps, theme) for theme in THEMES])} if scored else {}
     if len(axes) == 2:
-        figures["grid"] = _figures([_heat_map(found.steps, axes, theme) for theme in THEMES])
+        figures["grid"] = figures_json([_heat_map(found.steps, axes, theme) for theme in THEMES])
     page = page_template("search.html.j2").render(
         title=title or f"{found.kind} of {len(found.members)} models",
         found=found,
@@ -65,6 +66,7 @@ def render_search(
         settings=[(key, text.name(text.value(_shown(v)))) for key, v in found.settings.items()],
         command=command,
         figures=figures,
+        panels=list(panels),
         axes=list(axes),
         plotly=plotly_js() if figures else "",
         themes={"light": LIGHT, "dark": DARK},
@@ -73,20 +75,6 @@ def render_search(
         script=(TEMPLATE / "page.js").read_text(encoding="utf-8"),
     )
     return write_text(path, page)
-
-
-def _figures(specs: Sequence[Spec]) -> str:
-    """One figure per mode, checked by plotly, safe inside a <script>."""
-    try:
-        import plotly.graph_objects as go
-    except ImportError as error:
-        raise MissingExtraError(
-            "the plots of a report need plotly", hint="pip install 'isthmus[report]'"
-        ) from error
-    made = {
-        theme.name: json.loads(str(go.Figure(s).to_json())) for theme, s in zip(THEMES, specs, strict=True)
-    }
-    return script_safe(json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
 
 
 def _steps(steps: Sequence[Step], theme: Theme) -> Spec:

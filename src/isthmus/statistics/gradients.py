@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from isthmus.features import explained
+from isthmus.features import explained, part
 from isthmus.program import Batch, Program, Runner, logits_of
 
 #: Of one example: its outputs, as a batch of one, and its labels -> the vectors v_k, of the outputs' shape.
@@ -79,15 +79,9 @@ def squared_gradients(
 
 def pieces(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
     """A batch in parts of at most `size` examples."""
-    whole = batch.size
-    for start in range(0, whole, size):
-        part = slice(start, min(start + size, whole))
-
-        def cut(value: object, part: slice = part) -> object:
-            return value[part] if isinstance(value, Tensor) and value.shape[:1] == (whole,) else value
-
-        args, kwargs = pytree.tree_map(cut, (batch.args, batch.kwargs))
-        yield part, Batch(args, kwargs, None if batch.targets is None else batch.targets[part])
+    for start in range(0, batch.size, size):
+        stop = min(start + size, batch.size)
+        yield slice(start, stop), part(batch, start, stop)
 
 
 def fitting(program: Program, keys: tuple[str, ...]) -> int:

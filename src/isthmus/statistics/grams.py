@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from isthmus.errors import InputError
-from isthmus.features import Patches, Request, collect, feed
+from isthmus.features import Request, collect, feed, windows
 from isthmus.program import Inputs, Program
 from isthmus.statistics.gathered import Gathered
 from isthmus.statistics.gradients import pieces
 from isthmus.statistics.reading import read
 
 aten = torch.ops.aten
-
-_CONVOLUTIONS = {
-    aten.conv1d.default: 1,
-    aten.conv2d.default: 2,
-    aten.conv3d.default: 3,
-    aten.conv1d.padding: 1,
-    aten.conv2d.padding: 2,
-    aten.conv3d.padding: 3,
-}
 
 
 def gram_matrices(
@@ -122,7 +112,7 @@ def _readings(program: Program, skip: Sequence[str]) -> tuple[dict[str, tuple[Re
             continue
         requests: list[Request] = []
         for user in node.users:
-            request = _request(program, user, node)
+            request = request_of(program, user, node)
             if isinstance(request, str):
                 left[key] = request
                 break
@@ -132,7 +122,7 @@ def _readings(program: Program, skip: Sequence[str]) -> tuple[dict[str, tuple[Re
     return found, left
 
 
-def _request(program: Program, node: fx.Node, weight: fx.Node) -> Request | str:
+def request_of(program: Program, node: fx.Node, weight: fx.Node) -> Request | str:
     """What one operation reads beside its weight; a reason where there is no Gram matrix of it."""
     told = f"read by {program.origin[node.name]}"
     if len(node.args) < 2 or node.args[1] is not weight or not isinstance(node.args[0], fx.Node):
@@ -142,29 +132,7 @@ def _request(program: Program, node: fx.Node, weight: fx.Node) -> Request | str:
         return f"{told}, of weights alone"
     if node.target is aten.linear.default:
         return Request(source.name, len(program.size(source.name)) - 1, "joint")
-    rank = _CONVOLUTIONS.get(node.target)  # pyright: ignore[reportArgumentType] - any target may be asked for
-    if rank is None:
+    if (shown := windows(program, node)) is None:
         return told
-    shape = program.size(weight.name)
-    if len(program.size(source.name)) != rank + 2:
-        return f"{told}, without a batch"
-    rest = dict(zip(("stride", "padding", "dilation", "groups"), node.args[3:], strict=False)) | dict(
-        node.kwargs
-    )
-    if rest.get("groups", 1) != 1:
-        return f"{told} in {rest['groups']} groups"
-    stride, dilation = (_each(rest.get(name, 1), rank) for name in ("stride", "dilation"))
-    padding = rest.get("padding", 0)
-    if isinstance(padding, str):
-        # As torch does it: what is left over goes behind.
-        whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, shape[2:], strict=True)]
-        pads = tuple((total // 2, total - total // 2) for total in whole)
-    else:
-        pads = tuple((p, p) for p in _each(padding, rank))
-    return Request(source.name, 1, "joint", Patches(shape[2:], stride, pads, dilation))
-
-
-def _each(value: object, rank: int) -> tuple[int, ...]:
-    """One number per dimension."""
-    found = tuple(cast("Sequence[int]", value)) if isinstance(value, Sequence) else (cast("int", value),)
-    return found if len(found) == rank else found * rank
+    patches, groups = shown
+    return Request(source.name, 1, "joint", patches) if groups == 1 else f"{told} in {groups} groups"
