@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from isthmus import progress
+from isthmus import bars, progress
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_terminal_gets_bars_that_share_one_board(monkeypatch: pytest.MonkeyPat
         list(progress.track(range(3), "batches"))
     assert "models" in terminal.getvalue()
     assert "3/3" in terminal.getvalue()
-    assert progress._board is None, "the board is closed with its last bar"
+    assert bars._board is None, "the board is closed with its last bar"
 
 
 @pytest.mark.usefixtures("clock")
@@ -88,4 +88,4 @@ def test_an_error_inside_closes_the_board(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(KeyError), progress.task("writing", total=3) as advance:  # noqa: PT012
         advance(1)
         raise KeyError
-    assert progress._board is None
+    assert bars._board is None

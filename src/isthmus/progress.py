@@ -15,20 +15,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.text import Text
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
 
 PATIENCE = 2.0  # seconds before a task is worth a word (style rule 12)
 INTERVAL = 10.0  # seconds between two plain lines of one task: a log is read, not watched
+
+#: Held while something is shown: threads report, and a terminal has one live region.
+lock = threading.RLock()
 
 _enabled = False
 
@@ -87,11 +87,11 @@ def task(
     if not _enabled:
         yield lambda _: None
         return
-    meter = _Meter(label, total, unit, note)
-    with (_bars if sys.stderr.isatty() else _lines)(meter) as show:
+    meter = Meter(label, total, unit, note)
+    with _display()(meter) as show:
 
         def advance(amount: int) -> None:
-            with _lock:
+            with lock:
                 meter.done += amount
                 if meter.seconds >= PATIENCE:
                     show()
@@ -99,7 +99,15 @@ def task(
         yield advance
 
 
-class _Meter:
+def _display() -> Callable[[Meter], AbstractContextManager[Callable[[], None]]]:
+    if not sys.stderr.isatty():
+        return _lines
+    from isthmus.bars import bars  # half of what this library takes to import, beside torch
+
+    return bars
+
+
+class Meter:
     """What both displays say: how much, how fast, how much longer."""
 
     def __init__(
@@ -139,7 +147,7 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def _lines(meter: _Meter) -> Iterator[Callable[[], None]]:
+def _lines(meter: Meter) -> Iterator[Callable[[], None]]:
     """One line now and then, and a last one."""
     said = float("-inf")
 
@@ -153,46 +161,3 @@ def _lines(meter: _Meter) -> Iterator[Callable[[], None]]:
     yield show
     if meter.seconds >= PATIENCE:
         sys.stderr.write(f"{meter.label}: {meter.status()}, took {_clock(meter.seconds)}\n")
-
-
-class _Status(ProgressColumn):
-    """A meter's own words, so that bars and lines say the same."""
-
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["meter"].status())
-
-
-_board: Progress | None = None  # a terminal has one live region, so all bars share it
-_bars_open = 0
-_lock = threading.RLock()
-
-
-@contextmanager
-def _bars(meter: _Meter) -> Iterator[Callable[[], None]]:
-    """A bar on the shared board, from its first showing until the board closes with the last bar."""
-    global _board, _bars_open
-    bar: TaskID | None = None
-
-    def show() -> None:
-        nonlocal bar
-        global _board, _bars_open
-        if _board is None:
-            _board = Progress(
-                TextColumn("{task.description}"), BarColumn(), _Status(), console=Console(stderr=True)
-            )
-            _board.start()
-        if bar is None:
-            bar = _board.add_task(meter.label, total=meter.total, meter=meter)
-            _bars_open += 1
-        _board.update(bar, completed=meter.done, total=meter.total)
-
-    try:
-        yield show
-    finally:
-        with _lock:
-            if _board is not None and bar is not None:
-                _board.stop_task(bar)
-                _bars_open -= 1
-                if not _bars_open:
-                    _board.stop()
-                    _board = None

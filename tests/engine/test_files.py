@@ -9,6 +9,7 @@ from torch import Tensor
 
 import isthmus
 from isthmus import weights
+from isthmus.combine import ARITHMETIC
 from isthmus.engine import beside
 from isthmus.errors import InputError, MismatchError
 
@@ -83,6 +84,7 @@ def test_the_files_tell_how_they_came_about_and_not_where(pair: list[Path], tmp_
     done = isthmus.merge_files(pair, tmp_path / "out", method="linear", weights=[1.0, 2.0], normalize=True)
     told = weights.metadata(done.folder)["isthmus.merge"]
     assert json.loads(told) == {
+        "arithmetic": ARITHMETIC,
         "method": "linear",
         "models": ["a", "b"],
         "options": {"normalize": True},

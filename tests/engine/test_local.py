@@ -1,6 +1,7 @@
 """What an engine writes is what the rule makes in memory, whatever the threads, shards and interruptions."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import isthmus
 from isthmus import progress, weights
-from isthmus.combine import COMBINATIONS, blockwise, options_of, terms_of
+from isthmus.combine import ARITHMETIC, COMBINATIONS, blockwise, options_of, terms_of
 from isthmus.engine import COPY, File, Job, Source, Work, Written, run
 from isthmus.engine import stream as streams
 from isthmus.errors import InputError, MismatchError, WeightsError
@@ -215,6 +216,21 @@ def test_other_work_does_not_go_on_from_there(work_of: MakeWork, monkeypatch: py
     done = run(work_of(weights=(0.25, 0.75)))
     assert done.resumed == 0
     assert bytes_of(done.folder) == wanted, "no shard of the other work came along"
+
+
+def test_nor_does_work_of_another_arithmetic(work_of: MakeWork, monkeypatch: pytest.MonkeyPatch):
+    cut_off(work_of(), monkeypatch)
+    monkeypatch.setattr("isthmus.engine.local.ARITHMETIC", ARITHMETIC + 1)
+    assert run(work_of()).resumed == 0
+
+
+def test_the_law_of_random_masks_belongs_to_the_version_of_the_arithmetic():
+    base, drawn = torch.zeros(40, 50), torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+    found = hashlib.sha256()
+    for rule in ("dare-linear", "della-linear"):
+        merged = isthmus.combine([{"w": drawn}], rule, base={"w": base}, seed=3)["w"]
+        found.update(bytes((merged != 0).flatten().to(torch.uint8).tolist()))
+    assert (ARITHMETIC, found.hexdigest()[:16]) == (1, "60fa729f8e3d902a"), "other masks: raise ARITHMETIC"
 
 
 def test_nor_does_work_on_files_that_have_changed(

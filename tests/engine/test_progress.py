@@ -53,16 +53,16 @@ def test_every_byte_is_counted_once(
     monkeypatch: pytest.MonkeyPatch,
 ):
     seen: list[tuple[int, int]] = []
-    meters: list[progress._Meter] = []
-    original = progress._Meter.__init__
+    meters: list[progress.Meter] = []
+    original = progress.Meter.__init__
 
-    def made(self: progress._Meter, *given: object) -> None:
+    def made(self: progress.Meter, *given: object) -> None:
         original(self, *given)  # type: ignore[arg-type]
         meters.append(self)
 
-    monkeypatch.setattr(progress._Meter, "__init__", made)
+    monkeypatch.setattr(progress.Meter, "__init__", made)
     monkeypatch.setattr(
-        progress._Meter, "seconds", property(lambda self: seen.append((self.done, self.total or 0)) or 1.0)
+        progress.Meter, "seconds", property(lambda self: seen.append((self.done, self.total or 0)) or 1.0)
     )
     monkeypatch.setattr(progress, "_enabled", True)
     folder = models[dtype]

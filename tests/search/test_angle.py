@@ -63,3 +63,11 @@ def test_in_one_basin_the_angle_orders_the_gain(drawn, near):
         mean = soup(pair, score, "uniform").score
         gains.append(mean - (score(pair[0]) + score(pair[1])) / 2)
     assert gains == sorted(gains, reverse=True)
+
+
+def test_distances_follow_from_angles_and_lengths(siblings, drawn):
+    found = angles(siblings, drawn(0))
+    flat = [torch.cat([v.double().flatten() for k, v in s.items() if k != "steps"]) for s in siblings]
+    for i, a in enumerate(flat):
+        for j, b in enumerate(flat):
+            assert found.distances[i][j] == pytest.approx(float((a - b).norm()), abs=1e-6)

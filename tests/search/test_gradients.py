@@ -120,6 +120,111 @@ def test_a_learned_soup_repeats_itself(net, nets, data):
     assert all(torch.equal(runs[0].weights[key], runs[1].weights[key]) for key in runs[0].weights)
 
 
+class Counted:
+    """Data that counts its batches, and ends with Ctrl-C after so many."""
+
+    def __init__(self, batches, most=10**9):
+        self.batches, self.read, self.most = batches, 0, most
+
+    def __iter__(self):
+        for batch in self.batches:
+            if self.read == self.most:
+                raise KeyboardInterrupt
+            self.read += 1
+            yield batch
+
+
+@pytest.mark.parametrize("by", ["model", "tensor"])
+def test_an_interrupted_learned_soup_goes_on_to_the_same_bytes(by, net, nets, data, tmp_path):
+    from isthmus import score
+
+    def learn(source, **options):
+        rate = score(net, data, "loss")
+        return soup(nets, rate, "learned", model=export(net, data[0][0]), data=source, by=by, **options)
+
+    whole = Counted(data)
+    expected = learn(whole, epochs=5)
+    assert whole.read == 10
+    with pytest.raises(KeyboardInterrupt):
+        learn(Counted(data, most=7), epochs=5, folder=tmp_path)  # in the fourth epoch
+    rest = Counted(data)
+    found = learn(rest, epochs=5, folder=tmp_path)
+    assert rest.read == 4, "three epochs are known"
+    assert found.coefficients == expected.coefficients and found.extra == expected.extra
+    assert [s.score for s in found.steps] == [s.score for s in expected.steps]
+    assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
+    more = Counted(data)
+    longer = learn(more, epochs=6, folder=tmp_path)
+    assert more.read == 2 and longer.extra["losses"][:5] == expected.extra["losses"]
+    shorter = learn(Counted(data, most=0), epochs=3, folder=tmp_path)
+    assert shorter.extra["losses"] == expected.extra["losses"][:3] and shorter.evaluated == 0
+    other = Counted(data)
+    learn(other, epochs=5, folder=tmp_path, lr=0.2)
+    assert other.read == 10, "another question"
+
+
+def test_an_interrupted_adamerging_goes_on_to_the_same_bytes(net, nets, data, tmp_path):
+    inputs = [x for x, _ in data] + [data[0][0] + 1]
+    base = {k: v.clone() for k, v in net.state_dict().items()}
+
+    def merge(source, **options):
+        program = export(net, inputs[0])
+        return soup(nets, None, "adamerging", model=program, data=source, base=base, iterations=40, **options)
+
+    whole = Counted(inputs)
+    expected = merge(whole)
+    assert whole.read == 40
+    with pytest.raises(KeyboardInterrupt):
+        merge(Counted(inputs, most=25), folder=tmp_path)
+    rest = Counted(inputs)
+    found = merge(rest, folder=tmp_path)
+    assert rest.read == 40, "those of before are read past"
+    assert found.coefficients == expected.coefficients and found.extra == expected.extra
+    assert [(s.label, s.score) for s in found.steps] == [(s.label, s.score) for s in expected.steps]
+    assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
+    done = merge(Counted(inputs, most=0), folder=tmp_path)
+    assert done.score == expected.score
+
+
+def test_a_kept_search_that_cannot_be_read_is_an_error(net, nets, data, tmp_path):
+    soup(nets, None, "learned", model=net, data=data, epochs=1, folder=tmp_path)
+    (kept,) = tmp_path.glob("learned-*.safetensors")
+    kept.write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="cannot be read") as told:
+        soup(nets, None, "learned", model=net, data=data, epochs=1, folder=tmp_path)
+    assert "remove it" in told.value.hint
+
+
+def test_adamerging_plus_plus_mixes_trimmed_and_elected_task_vectors(net, nets, data):
+    inputs = [x for x, _ in data]
+    base = {k: v.clone() for k, v in net.state_dict().items()}
+    base["third.weight"] = base["second.weight"]
+    options = {"model": net, "data": inputs, "base": base}
+    parameters = [k for k in base if "num_batches" not in k and "running" not in k and k != "third.weight"]
+    vectors = [torch.cat([(s[k] - base[k]).flatten() for k in parameters]) for s in nets]
+    trimmed = []
+    for vector in vectors:
+        least = vector.abs().sort(descending=True).values[int(0.3 * len(vector))]  # one rank below the kept
+        trimmed.append(torch.where(vector.abs() >= least, vector, 0.0))
+    sign = torch.stack(trimmed).sum(0).sign()
+    sign[sign == 0] = 1 if sign.sum() >= 0 else -1
+    kept = [torch.where(v * sign > 0, v, 0.0) for v in trimmed]
+    expected = 0.3 * torch.stack(kept).sum(0)
+    start = soup(nets, None, "adamerging", density=0.3, iterations=1, lr=1e-12, **options)
+    moved = torch.cat([(start.weights[k] - base[k]).flatten() for k in parameters])
+    torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
+    means = torch.stack([s["norm.running_mean"] - base["norm.running_mean"] for s in nets]).sum(0)
+    torch.testing.assert_close(
+        start.weights["norm.running_mean"], base["norm.running_mean"] + 0.3 * means, rtol=1e-5, atol=1e-6
+    )
+    found = soup(nets, None, "adamerging", density=0.3, iterations=40, lr=0.02, **options)
+    assert -found.steps[-1].score < -found.steps[0].score and found.settings["density"] == 0.3
+    whole = soup(nets, None, "adamerging", density=1.0, iterations=1, lr=1e-12, **options)
+    assert not torch.equal(whole.weights["first.weight"], start.weights["first.weight"])
+    with pytest.raises(InputError, match="density"):
+        soup(nets, None, "adamerging", density=0.0, **options)
+
+
 @pytest.mark.parametrize("by", ["model", "tensor"])
 def test_adamerging_makes_answers_sure_and_says_what_it_saw(by, net, nets, data):
     inputs = [x for x, _ in data]

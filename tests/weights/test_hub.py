@@ -43,6 +43,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.fetched.append(f"{commit[0]}/{'/'.join(rest)}")
         content = file.read_bytes()
+        if (asked := self.headers.get("Range")) is not None:
+            first, last = asked.removeprefix("bytes=").split("-")
+            self.fetched[-1:] = [f"{self.fetched[-1]}[:]"] if self.command == "GET" else []
+            part = content[int(first) : int(last) + 1]
+            self._answer(
+                206, part, {"Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"}
+            )
+            return
         self._answer(200, content, {"X-Repo-Commit": commit, "ETag": f'"{hash(content):x}"'})
 
     def _described(self, parts: list[str]) -> None:
@@ -101,18 +109,53 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.ser
     server.server_close()
 
 
+RECIPE = "models: [{model: org/name}, {model: org/name@v2}]\nmerge_method: linear\nparameters: {weight: 1}\n"
+
+
 def test_a_recipe_of_two_revisions(served: object):
-    Path("recipe.yml").write_text(
-        "models: [{model: org/name}, {model: org/name@v2}]\nmerge_method: linear\nparameters: {weight: 1}\n"
-    )
+    Path("recipe.yml").write_text(RECIPE)
     done = isthmus.plan("recipe.yml").run("out")
     assert weights.load(done.folder)["w"].tolist() == [[1.5, 1.5], [1.5, 1.5]]
     card = (done.folder / "README.md").read_text()
     assert '- "org/name"\n' in card and 'license: "mit"' in card and "| org/name@v2 | model |" in card
     # Only what is asked for: neither the same weights as a pickle nor those in folders.
-    assert {name.partition("/")[2] for name in Hub.fetched} == {
+    assert {name.partition("/")[2] for name in Hub.fetched if not name.endswith("[:]")} == {
         "README.md", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json",
     }  # fmt: skip
+
+
+def test_a_plan_reads_headers_where_they_are(served: object, tmp_path: Path):
+    Path("recipe.yml").write_text(RECIPE)
+    plan = isthmus.plan("recipe.yml")
+    assert [(row.name, row.shape) for row in plan.rows] == [("u", (2, 2)), ("w", (2, 2))]
+    assert "org/name: 32 bytes are fetched from the hub when this runs" in plan.notes
+    whole = {name for name in Hub.fetched if name.endswith("safetensors")}
+    assert not whole and any(name.endswith("model-1.safetensors[:]") for name in Hub.fetched)
+    assert not list((tmp_path / "cache").rglob("model-*.safetensors"))
+    # A branch that has moved on since does not matter: the plan's commit is fetched.
+    moved = Hub.root / "org" / "name" / ("c" * 40)
+    weights.save({"w": torch.zeros(3)}, moved / "model.safetensors")
+    REVISIONS["main"] = "c" * 40
+    try:
+        assert weights.load(plan.run("out").folder)["w"].tolist() == [[1.5, 1.5], [1.5, 1.5]]
+    finally:
+        REVISIONS["main"] = "a" * 40
+    # Once it is here, the hub is not asked for headers.
+    Hub.fetched.clear()
+    Path("again.yml").write_text(RECIPE.replace("name}", f"name@{'a' * 40}}}"))
+    assert "fetched" not in " ".join(isthmus.plan("again.yml").notes)
+    assert not Hub.fetched
+
+
+def test_what_has_no_safetensors_is_fetched_to_be_planned(served: object):
+    for commit in REVISIONS.values():
+        folder = Hub.root / "org" / "name" / commit
+        for file in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+            file.unlink()
+        torch.save({"w": torch.ones(2)}, folder / "pytorch_model.bin")
+    Path("recipe.yml").write_text(RECIPE)
+    plan = isthmus.plan("recipe.yml")
+    assert [row.name for row in plan.rows] == ["w"] and not any("fetched" in note for note in plan.notes)
 
 
 def test_what_the_cache_has_is_not_asked_for_again(

@@ -1,6 +1,7 @@
 """One tensor for N aligned ones: one rule per file, arithmetic on blocks of tensors."""
 
 from isthmus.combine.blocks import (
+    ARITHMETIC,
     BLOCK,
     Block,
     BlockRule,
@@ -18,6 +19,7 @@ from isthmus.combine.combination import check_asked, combine
 from isthmus.combine.rules import COMBINATIONS, Rule, Terms, blockwise, normalised, options_of, rule, terms_of
 
 __all__ = [
+    "ARITHMETIC",
     "BLOCK",
     "COMBINATIONS",
     "Block",

@@ -36,6 +36,10 @@ from isthmus.errors import InputError
 #: as long as calling it.
 BLOCK = 1 << 17
 
+#: Version of the arithmetic of all rules, the law of their random numbers included. Raised when any rule's result
+#: changes in one bit for the same input, so that no run goes on where an older one stopped.
+ARITHMETIC = 1
+
 #: How a tensor is cut: runs of elements; whole rows of the last axis; whole filters (all but the first
 #: axis); not at all.
 Layout = Literal["elements", "rows", "filters", "whole"]
@@ -327,6 +331,21 @@ def positive(tensor: Tensor, out: Tensor) -> None:
         np.greater(tensor.numpy(), 0, out=out.numpy().view(np.bool_))
     else:
         torch.gt(tensor, 0, out=out)
+
+
+def sign_bits(numbers: Tensor) -> Tensor:
+    """Of each number, the bits of zero with its sign, as integers; the memory of the numbers is used for it."""
+    bits = numbers.view(torch.int32 if numbers.dtype == torch.float32 else torch.int64)
+    return bits.bitwise_and_(-(1 << 31) if numbers.dtype == torch.float32 else -(1 << 63))
+
+
+def turn(numbers: Tensor, signs: Tensor) -> None:
+    """Multiply by signs (`sign_bits`), in place: half the time of multiplying by plus and minus one."""
+    bits = numbers.view(signs.dtype)
+    if numbers.is_cpu:
+        np.bitwise_xor(bits.numpy(), signs.numpy(), out=bits.numpy())
+    else:
+        bits.bitwise_xor_(signs)
 
 
 # Sums of 4096 numbers each in the dtype of the arithmetic, then exact: unlike one call of torch.sum or

@@ -162,7 +162,7 @@ class OrderStatistics:
                 seen[window.low], left = left, 0
             if not left:
                 continue
-            mask &= np.less_equal(numbers, number(window.high), out=other)
+            mask ^= other  # from low on, and not above high
             for value in window.known:
                 seen[value] = count(np.equal, value, other)
                 left -= seen[value]

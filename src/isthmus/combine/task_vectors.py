@@ -22,8 +22,10 @@ from isthmus.combine.blocks import (
     arithmetic,
     positive,
     scratch,
+    sign_bits,
     task_vector,
     total,
+    turn,
     widened,
 )
 from isthmus.combine.order_statistics import thinned
@@ -37,8 +39,6 @@ Convention = Literal["paper", "mergekit", "peft", "fusion-bench"]
 Divide = Literal["weights", "count", "none"]
 
 T = TypeVar("T")
-
-_ONE = torch.ones(())
 
 
 @dataclass(frozen=True)
@@ -217,19 +217,25 @@ class TaskVectors(BlockRule):
         assert self._election is not None
         vote = self._vote(kept)
         left = (1.0,) * len(kept) if self._election.weighted else self._weights
-        if self._even > 0:  # +1 where the vote is even: the zero of a sum is +0 unless all its terms are -0
-            sign = torch.copysign(_ONE.to(vote), vote, out=vote)
-        else:
-            sign = torch.gt(vote, 0, out=vote).mul_(2).sub_(1)
+        # Signs are bits: what is elected is the sign bit of the vote, and turning a number round is flipping its own.
+        # Of an even vote it is plus (the zero of a sum is +0 unless all its terms are -0), unless told otherwise.
+        if self._even < 0:
+            vote.sub_(torch.eq(vote, 0, out=scratch("even", vote, torch.bool)).view(torch.uint8))
+        sign = sign_bits(vote)
         merged = kept[0]
-        parts = self._parts([vector.mul_(sign) for vector in kept])  # positive where they agree
+        for vector in kept:
+            turn(vector, sign)  # positive where they agree
+        parts = self._parts(kept)
         for index, vector in enumerate(kept):
             vector.clamp_(min=0)
             if index:
                 merged.add_(vector, alpha=left[index])
             elif left[0] != 1:
                 merged.mul_(left[0])
-        return (merged if parts is None else merged.div_(parts)).mul_(sign)
+        if parts is not None:
+            merged.div_(parts)
+        turn(merged, sign)
+        return merged
 
     def _parts(self, along: Sequence[Tensor]) -> Tensor | None:
         """What sums of the positive elements are divided by; one where there are none."""

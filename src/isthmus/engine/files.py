@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isthmus import weights as files
-from isthmus.combine import check_asked, terms_of
+from isthmus.combine import ARITHMETIC, check_asked, terms_of
 from isthmus.combine.blocks import BLOCK, widest
 from isthmus.engine.jobs import COPY, File, Job, Source, Work
 from isthmus.engine.local import Written, run
@@ -209,7 +209,12 @@ def _told(
 ) -> str:
     """How the output came about, without where on this machine the parents lie."""
     names = [path if "://" in path else Path(path).name for path in paths]
-    told: dict[str, object] = {"method": method, "models": names[:count], "seed": seed}
+    told: dict[str, object] = {
+        "method": method,
+        "models": names[:count],
+        "seed": seed,
+        "arithmetic": ARITHMETIC,
+    }
     if len(names) > count:
         told["base"] = names[-1]
     if weights is not None:

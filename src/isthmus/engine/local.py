@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from isthmus import progress, weights
-from isthmus.combine import BLOCK, BlockRule
+from isthmus.combine import ARITHMETIC, BLOCK, BlockRule
 from isthmus.engine.checks import check
 from isthmus.engine.jobs import Work, digest
 from isthmus.engine.memory import private, size
@@ -160,7 +160,7 @@ def key(work: Work, checkpoints: Sequence[Mapping[str, Tensor]]) -> str:
         checkpoints: opened, in the order of the work.
     """
     identities = [[dataclasses.astuple(i) for i in weights.identify(tensors)] for tensors in checkpoints]
-    parts = [digest(dataclasses.replace(work, out="")), identities, torch.__version__, BLOCK]
+    parts = [digest(dataclasses.replace(work, out="")), identities, torch.__version__, BLOCK, ARITHMETIC]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -28,6 +28,9 @@ _RUN = 1 << 20
 # Elements behind a run that the disk is asked for before they are needed.
 _AHEAD = 2 * _RUN
 
+# Bytes of mapped inputs that stay until they are needed again, in another pass over the same tensor.
+_STAYS = 128 << 20
+
 _BUFFERS = threading.local()
 
 _DIVERGED = "the training diverged or a cast to a narrower dtype overflowed: take another checkpoint"
@@ -144,7 +147,7 @@ class Stream:
         """Some blocks of a measuring pass."""
         assert self.rule is not None
         partials = [self.rule.measure(index, block) for block in self._blocks(self.rule, run, check=False)]
-        self._release(run)
+        self._release(run, stay=self.rule.scope == "tensor" and self._read <= _STAYS)
         return partials
 
     def refuse_what_is_not_finite(self) -> None:
@@ -222,8 +225,8 @@ class Stream:
         inputs = (
             self.inputs if rule.statistics == "elements" else self.inputs[: len(self.sources) + self._based]
         )
-        for source in inputs:
-            source.expect(first, last + _AHEAD)  # what follows in a file is read soon as well
+        for source in inputs:  # each page is asked for once, and what follows in a file is read soon as well
+            source.expect(first + _AHEAD if first else 0, last + _AHEAD)
         flats = [source.elements(first, last) for source in inputs]
         whole = () if rule.statistics == "elements" else tuple(_all_of(source) for source in self.statistics)
         count = len(self.sources)
@@ -257,10 +260,10 @@ class Stream:
         if self._diary is not None:
             self._diary.spared(self._read)
 
-    def _release(self, run: Sequence[Place], written: int = 0) -> None:
+    def _release(self, run: Sequence[Place], written: int = 0, stay: bool = False) -> None:
         """Let blocks go: their pages need not stay; bytes written per element count as done too."""
         first, last = run[0].start, run[-1].stop
-        for source in self.inputs:
+        for source in () if stay else self.inputs:
             source.drop(first, last)
         if self._diary is not None:
             each = written + sum(r.dtype.itemsize for r in self.inputs)

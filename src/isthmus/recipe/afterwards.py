@@ -37,7 +37,8 @@ _MODEL_HINT = (
     "model: isthmus.zoo:vgg16 base=16, torchvision:NAME, timm:NAME, hf:PATH or package.module:factory, "
     "as isthmus merge --arch has it"
 )
-_DATA_HINT = "data: digits, npz:FILE, cifar10:FOLDER or fashion-mnist:FOLDER"
+_DATA_HINT = "data: digits, npz:FILE, cifar10:FOLDER or fashion-mnist:FOLDER; text:FILE for a language model"
+_TEXT = "text:"
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,25 @@ class Afterwards:
     Args:
         model: what its weights are run in, as the recipe says; empty for what the configuration describes.
         config: the output's config.json; empty where it has none.
+        tokenizer: the output's tokenizer.json; empty where it has none, or the data is no text.
         data: what it is run on, with the path that was found.
         repair: the repair with its options, if any.
-        goals: whether the repair brings the merge to what its parents have.
+        goals: whether the repair looks at the parents, as one that brings the merge to what they have.
         whole: whether each parent is a model of the output's shape, which can be run beside it.
     """
 
     model: str
     config: str
+    tokenizer: str
     data: str
     repair: Mapping[str, object] | None
     goals: bool
     whole: bool
+
+    @property
+    def text(self) -> Path | None:
+        """The text that it is measured on, where the data is one."""
+        return Path(self.data.removeprefix(_TEXT)) if self.data.startswith(_TEXT) else None
 
     def make(self) -> tuple[nn.Module, Inputs]:
         """The model and an example of its inputs, on torch's default device.
@@ -97,7 +105,7 @@ class Asked:
     Args:
         ways: those of repair, evaluate and report that are asked for.
         data: with the path that was found; empty where there is none.
-        goals: whether the repair brings the merge to what its parents have.
+        goals: whether the repair looks at the parents, as one that brings the merge to what they have.
     """
 
     ways: tuple[str, ...]
@@ -152,7 +160,7 @@ def of(recipe: Recipe, asked: Asked, parents: Mapping[str, Parent], problems: Pr
             f"{asked.ways[0]} runs the merged model, and there is no config.json that says what it is",
             _MODEL_HINT,
         )
-    return Afterwards(ours.model or "", "", asked.data, ours.repair, asked.goals, _whole(recipe))
+    return Afterwards(ours.model or "", "", "", asked.data, ours.repair, asked.goals, _whole(recipe))
 
 
 def _whole(recipe: Recipe) -> bool:
@@ -175,10 +183,10 @@ def _check_of_use(ours: Ours, asked: Sequence[str], problems: Problems) -> None:
 
 
 def _check_repair(ours: Ours, problems: Problems) -> bool:
-    """Whether the repair that is asked for has goals."""
+    """Whether the repair that is asked for looks at the parents."""
     if ours.repair is None:
         return False
-    from isthmus.repair.by_name import needs_of
+    from isthmus.repair.by_name import OF_MODELS, needs_of
 
     if ours.repair.get("allow_new_parameters"):
         problems.add(
@@ -187,7 +195,7 @@ def _check_repair(ours: Ours, problems: Problems) -> bool:
             "in Python, isthmus.merge(repair=...) returns such a model",
         )
     try:
-        return "goals" in needs_of(ours.repair)
+        return not OF_MODELS.isdisjoint(needs_of(ours.repair))
     except InputError as error:
         problems.add(("isthmus", "repair"), "\n".join([error.what, *error.where]), error.hint)
         return False
@@ -201,10 +209,16 @@ def _find_data(
             first, f"{first[-1]} runs the merged model on data, and the recipe names none", _DATA_HINT
         )
         return ""
+    from isthmus.recipe.parents import find
     from isthmus.zoo.data import find_data
 
     try:
-        kind, path = find_data(ours.data, roots)
+        if ours.data.startswith(_TEXT):
+            kind, path = "text", find(ours.data.removeprefix(_TEXT), roots)
+            if path is None or not path.is_file():
+                raise InputError(f"{ours.data}: there is no such file")
+        else:
+            kind, path = find_data(ours.data, roots)
     except IsthmusError as error:
         problems.add(("isthmus", "data"), error.what, error.hint)
         return ""
@@ -245,12 +259,14 @@ def check_fit(after: Afterwards, rows: Sequence[Row], problems: Problems) -> Non
     except IsthmusError as error:
         problems.add(place, "\n".join([error.what, *error.where]), error.hint)
         return
-    if not _takes_images(example):
+    if after.text is None and not _takes_images(example):
         problems.add(
             place,
-            f"{type(model).__name__} takes no images, and those are the data that a recipe can name",
-            "evaluate it in Python: isthmus.evaluate(model, data)",
+            f"{type(model).__name__} takes no images, and {after.data or 'such data'} is of images",
+            "data: text:FILE measures a language model; others in Python: isthmus.evaluate(model, data)",
         )
+    if after.text is not None:
+        _check_text(after, type(model).__name__, example, problems)
     from isthmus.program.pretrained import stored_names
 
     names = stored_names(model)
@@ -276,11 +292,34 @@ def check_fit(after: Afterwards, rows: Sequence[Row], problems: Problems) -> Non
         )
 
 
+def _check_text(after: Afterwards, title: str, example: object, problems: Problems) -> None:
+    place: Where = ("isthmus", "data")
+    if not _takes(example, 2, False):
+        problems.add(place, f"{title} takes no tokens, and {after.data} is a text", _DATA_HINT)
+    elif not after.tokenizer:
+        problems.add(
+            place,
+            "a text is cut into tokens by the output's tokenizer.json, and there is none",
+            "tokenizer_source: base, or a parent whose folder has one; older tokenizers are converted by "
+            "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+        )
+    if importlib.util.find_spec("tokenizers") is None:
+        problems.add(place, "a text needs tokenizers", "pip install 'isthmus[tokenizers]'")
+
+
 def _takes_images(example: object) -> bool:
+    return _takes(example, 4, True)
+
+
+def _takes(example: object, dimensions: int, floating: bool) -> bool:
+    """Whether a model's one input has so many dimensions, of numbers with a point or of integers."""
     import torch
 
     values = example if isinstance(example, tuple) else (example,)
     first = values[0]
     return (
-        len(values) == 1 and isinstance(first, torch.Tensor) and first.is_floating_point() and first.ndim == 4
+        len(values) == 1
+        and isinstance(first, torch.Tensor)
+        and first.is_floating_point() == floating
+        and first.ndim == dimensions
     )

@@ -16,13 +16,14 @@ from isthmus import weights
 from isthmus.engine import Source
 from isthmus.engine.sources import reader
 from isthmus.measure import Evaluation, evaluate
-from isthmus.program import export
+from isthmus.program import Program, export
 from isthmus.program.module import completed
 from isthmus.program.pretrained import stored_names
 from isthmus.recipe.afterwards import Afterwards
 from isthmus.recipe.folder import public_name
 from isthmus.recipe.jobs import arithmetic
 from isthmus.recipe.plan import Plan
+from isthmus.recipe.texts import LENGTH, Batches, Text, read_text, refuse_unless_causal
 from isthmus.repair import Repaired
 from isthmus.repair.by_name import apply
 from isthmus.zoo import Dataset, Loader, open_data
@@ -44,6 +45,7 @@ class Finished:
         chosen: the name of what is written.
         repaired: what the repair did, if there was one.
         sizes: examples of each split.
+        text: whether the examples are windows of a text, whose tokens are foretold: losses say perplexities.
     """
 
     changed: Mapping[str, Tensor]
@@ -52,6 +54,7 @@ class Finished:
     chosen: str
     repaired: Repaired | None
     sizes: Mapping[str, int]
+    text: bool = False
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -60,11 +63,23 @@ class Finished:
         if self.repaired is not None:
             before, after = self.validation.values()
             kept = "kept" if self.chosen != MERGED else "not kept"
-            lines.append(f"{self.repaired.method} {kept}: validation {_brief(before)} -> {_brief(after)}")
+            lines.append(
+                f"{self.repaired.method} {kept}: validation {self._brief(before)} -> {self._brief(after)}"
+            )
         if self.chosen in self.scores:
-            lines += [f"test {_brief(score)}  {name}" for name, score in self.scores.items()]
+            lines += [f"test {self._brief(score)}  {name}" for name, score in self.scores.items()]
             lines.append(f"chance is {100 * self.scores[self.chosen].chance:.4g}%{self._collapse()}")
         return tuple(lines)
+
+    def _brief(self, score: Evaluation) -> str:
+        told = f"accuracy {100 * score.accuracy:.2f}%, loss {score.loss:.4g}"
+        return f"{told}, perplexity {_perplexity(score):.4g}" if self.text else told
+
+    def _numbers(self, score: Evaluation) -> dict[str, float | str]:
+        found = {"accuracy": score.accuracy, "loss": score.loss}
+        if self.text:
+            found["perplexity"] = _perplexity(score)
+        return {k: round(v, 6) if math.isfinite(v) else str(v) for k, v in found.items()}
 
     def _collapse(self) -> str:
         """Said where the merge is as good as guessing while its parents are not."""
@@ -82,8 +97,8 @@ class Finished:
         return {
             "repair": None if self.repaired is None else self.repaired.method,
             "chosen": self.chosen,
-            "validation": {name: _numbers(score) for name, score in self.validation.items()},
-            "test": {name: _numbers(score) for name, score in self.scores.items()},
+            "validation": {name: self._numbers(score) for name, score in self.validation.items()},
+            "test": {name: self._numbers(score) for name, score in self.scores.items()},
             "examples": dict(self.sizes),
         }
 
@@ -92,13 +107,9 @@ class Finished:
         return {"isthmus.afterwards": json.dumps(self.as_dict(), sort_keys=True)}
 
 
-def _brief(score: Evaluation) -> str:
-    return f"accuracy {100 * score.accuracy:.2f}%, loss {score.loss:.4g}"
-
-
-def _numbers(score: Evaluation) -> dict[str, float | str]:
-    loss = round(score.loss, 6) if math.isfinite(score.loss) else str(score.loss)
-    return {"accuracy": round(score.accuracy, 6), "loss": loss}
+def _perplexity(score: Evaluation) -> float:
+    """Of a token; infinite where no float holds it."""
+    return math.exp(score.loss) if score.loss < 700 else math.inf
 
 
 class Trial:
@@ -119,17 +130,30 @@ class Trial:
         with torch.random.fork_rng(devices=[]):  # factories draw weights, all of which are replaced
             self.model, _ = self._after.make()
         self._names = stored_names(self.model)
-        self.data: Dataset = open_data(self._after.data).split(validation=ours.validation, seed=ours.seed)
+        self.data = self._read_data()
         self.calibration = self._loader("train", ours.calibration or None)
         self.validation = self._loader("validation", None)
         self.test = self._loader("test", None)
-        images, targets = next(iter(self.validation))
+        inputs, targets = next(iter(self.validation))
         last = torch.full_like(targets[:2], self.data.num_classes - 1)
         evaluate(
-            self.model, [(images[:2], last)], split="validation"
+            self.model, [(inputs[:2], last)], split="validation"
         )  # the shapes fit, and there are as many classes
+        if isinstance(self.data, Text):
+            refuse_unless_causal(self.model, inputs, self.data.vocabulary)
 
-    def _loader(self, split: str, limit: int | None) -> Loader:
+    def _read_data(self) -> Dataset | Text:
+        ours = self._plan.recipe.isthmus
+        if self._after.text is None:
+            return open_data(self._after.data).split(validation=ours.validation, seed=ours.seed)
+        with torch.no_grad():
+            answer = self.model(torch.zeros(1, 2, dtype=torch.long))
+        longest = getattr(getattr(self.model, "config", None), "max_position_embeddings", LENGTH)
+        return read_text(
+            self._after.text, self._after.tokenizer, answer.shape[-1], ours.validation, int(longest)
+        )
+
+    def _loader(self, split: str, limit: int | None) -> Loader | Batches:
         return self.data.loader(split, batch_size=_BATCH, limit=limit)
 
     def finish(
@@ -173,7 +197,8 @@ class Trial:
         sizes = {split: len(self.data.arrays(split)[1]) for split in self.data.splits}
         if repaired is not None:
             sizes["calibration"] = repaired.examples
-        return Finished(changed, scores, validation, chosen, repaired, sizes)
+        text = isinstance(self.data, Text)
+        return Finished(changed, scores, validation, chosen, repaired, sizes, text)
 
     def _repaired(
         self, merged: Mapping[str, Tensor], parents: Mapping[str, Mapping[str, Tensor]]
@@ -184,7 +209,14 @@ class Trial:
         models = [self._fitted(parents[name]) for name in part]
         asked = self._after.repair
         assert asked is not None
-        return apply(program, program, merged, models, list(part.values()), asked, self.calibration)[0]
+        return apply(
+            program, program, merged, models, list(part.values()), asked, self.calibration, score=self._score
+        )[0]
+
+    def _score(self, program: Program, state: Mapping[str, Tensor]) -> float:
+        """What a repair chooses by, where it has to choose: higher is better."""
+        found = evaluate(program, self.validation, state, split="validation")
+        return -found.loss if self._plan.recipe.isthmus.evaluate == "loss" else found.accuracy
 
     def _fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state of the model, under its own names and in its dtypes.

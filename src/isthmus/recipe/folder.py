@@ -36,6 +36,12 @@ class Beside:
     source: Path | None = None
     text: str | None = None
 
+    def content(self) -> str:
+        """What it will hold, as text."""
+        if self.text is not None:
+            return self.text
+        return "" if self.source is None else self.source.read_text("utf-8", "replace")
+
 
 def beside(
     recipe: Recipe,

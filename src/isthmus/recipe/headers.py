@@ -105,6 +105,28 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(tuple(files), entries, metadata)
 
 
+def of_remote(folder: Path, held: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> Checkpoint:
+    """The same of files that are not here yet.
+
+    Args:
+        folder: where they will be.
+        held: file -> tensor -> (dtype as a header has it, shape).
+
+    Raises:
+        WeightsError: a dtype or shape that no tensor has, or a tensor in two files.
+    """
+    entries: dict[str, Entry] = {}
+    for file, tensors in held.items():
+        if twice := sorted(set(tensors) & set(entries)):
+            raise WeightsError(f"{folder} holds tensors twice, in several shards", twice)
+        try:
+            for name, (dtype, shape) in tensors.items():
+                entries[name] = _entry(name, {"dtype": dtype, "shape": list(shape)})
+        except ValueError as error:
+            raise WeightsError(f"{file} is not a readable safetensors file", [str(error)]) from None
+    return Checkpoint(tuple(folder / file for file in held), entries, {})
+
+
 def _locate(path: Path) -> Path:
     if path.is_file():
         if path.suffix == ".safetensors" or path.name.endswith(_INDEX):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from isthmus.errors import IsthmusError, WeightsError
-from isthmus.recipe.headers import SIZES, Checkpoint, Entry, read
+from isthmus.recipe.headers import SIZES, Checkpoint, Entry, of_remote, read
 from isthmus.recipe.lora import Adapter, read_adapter
 from isthmus.recipe.schema import Reference
 
@@ -33,6 +33,7 @@ class Parent:
         checkpoint: its headers.
         config: its `config.json`, empty where it has none.
         adapter: what is added to it on the way, if anything.
+        remote: where its weights are on the hub, `org/name@commit`, if they are not here yet; a run fetches them.
     """
 
     reference: Reference
@@ -40,6 +41,7 @@ class Parent:
     checkpoint: Checkpoint
     config: Mapping[str, object] = field(default_factory=lambda: cast("dict[str, object]", {}))
     adapter: Adapter | None = None
+    remote: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -111,6 +113,20 @@ def locate(text: str, revision: str | None, roots: tuple[Path, ...], *, inside: 
     Raises:
         WeightsError: it is nowhere.
     """
+    found = _here(text, roots, inside)
+    if found is not None:
+        return found
+    from isthmus.weights.hub import download  # imports torch: only where the hub is needed
+
+    return download(f"{text}@{revision}" if revision else text)
+
+
+def _here(text: str, roots: tuple[Path, ...], inside: Path | None) -> Path | None:
+    """Where a model is on this machine; None where the hub is to be asked.
+
+    Raises:
+        WeightsError: it is nowhere.
+    """
     if inside is not None:
         return _locate_inside(text, inside)
     if (found := find(text, roots)) is not None:
@@ -122,9 +138,7 @@ def locate(text: str, revision: str | None, roots: tuple[Path, ...], *, inside: 
         )
     if not is_id(text):
         raise WeightsError(f"{text} does not exist")
-    from isthmus.weights.hub import download  # imports torch: only where the hub is needed
-
-    return download(f"{text}@{revision}" if revision else text)
+    return None
 
 
 def _locate_inside(text: str, folder: Path) -> Path:
@@ -146,15 +160,49 @@ def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | No
         WeightsError: it is not there or not readable.
         InputError: its adapter is of a kind that cannot be applied.
     """
-    path = locate(reference.path, reference.revision, roots, inside=inside)
-    checkpoint = _headers(path)
+    path, remote = _here(reference.path, roots, inside), None
+    if path is None:
+        path, checkpoint, remote = _on_hub(reference)
+    else:
+        checkpoint = _headers(path)
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / "config.json")
     adapter = None
     if reference.lora is not None:
         where = locate(reference.lora, reference.lora_revision, roots, inside=inside)
         adapter = read_adapter(where, checkpoint)
-    return Parent(reference, path, checkpoint, config, adapter)
+    return Parent(reference, path, checkpoint, config, adapter, remote)
+
+
+def _on_hub(reference: Reference) -> tuple[Path, Checkpoint, str | None]:
+    """A model of the hub: its folder in the cache, its headers, and where the weights are if not in that folder."""
+    from isthmus.weights.hub import describe, download, remote_headers  # imports torch
+
+    name = f"{reference.path}@{reference.revision}" if reference.revision else reference.path
+    folder = describe(name)
+    try:
+        return folder, _headers(folder), None
+    except WeightsError:
+        pass  # not all of it is here
+    fixed = f"{reference.path}@{folder.name}"  # whatever the branch says when the merge runs
+    if (held := remote_headers(fixed)) is None:
+        folder = download(fixed)
+        return folder, _headers(folder), None
+    return folder, of_remote(folder, held), fixed
+
+
+def fetch(parent: Parent) -> None:
+    """Bring a model's weights here, where the plan has left them on the hub.
+
+    Raises:
+        WeightsError: they cannot be fetched, or are not those that the plan saw.
+    """
+    if parent.remote is None:
+        return
+    from isthmus.weights.hub import download
+
+    if _headers(download(parent.remote)).entries != parent.checkpoint.entries:
+        raise WeightsError(f"{parent.remote} has other tensors than when it was planned", hint="plan again")
 
 
 def _headers(path: Path) -> Checkpoint:

@@ -236,10 +236,17 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
     files = beside(recipe, text, parents, vocabulary, rows, template, notes)
     if after is not None:
         config = next((file.text for file in files if file.name == "config.json"), None)
-        after = dataclasses.replace(after, config=config or "")
+        tokenizer = next((file for file in files if file.name == "tokenizer.json"), None)
+        cut = "" if tokenizer is None or after.text is None else tokenizer.content()
+        after = dataclasses.replace(after, config=config or "", tokenizer=cut)
         afterwards.check_fit(after, rows.rows, problems)
         problems.check()
     notes += _adapters(parents)
+    notes += [
+        f"{name}: {size(parent.checkpoint.nbytes)} are fetched from the hub when this runs"
+        for name, parent in parents.items()
+        if parent.remote is not None
+    ]
     return Plan(
         path, text, recipe, parents, tuple(rows.rows), vocabulary, tuple(files), tuple(notes), graph, after
     )

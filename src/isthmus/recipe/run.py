@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from isthmus import progress, weights
+from isthmus.combine import ARITHMETIC
 from isthmus.engine import File, Job, Source, Work
 from isthmus.engine.local import Written, key
 from isthmus.engine.local import run as run_locally
@@ -27,7 +28,7 @@ from isthmus.recipe.alignment import align
 from isthmus.recipe.finish import Finished, TensorsOf, Trial
 from isthmus.recipe.folder import Beside, card, provenance
 from isthmus.recipe.jobs import Jobs, Padding
-from isthmus.recipe.parents import content_hash
+from isthmus.recipe.parents import content_hash, fetch
 from isthmus.recipe.plan import Plan, check_room
 from isthmus.recipe.results import results_of
 from isthmus.recipe.show import size
@@ -108,6 +109,8 @@ def run(
             hint=f"there is {' and '.join(ENGINES)}; address= goes with ray",
         )
     check_room(plan, out)
+    for parent in plan.parents.values():
+        fetch(parent)
     limits = plan.recipe.isthmus.limits
     _check_agreed(plan)
     _check_tokens(plan)
@@ -149,6 +152,7 @@ def run(
             work,
             metadata={
                 **provenance(plan.recipe, plan.text, hashes, plan.parents),
+                "isthmus.arithmetic": str(ARITHMETIC),
                 **(finished.provenance() if finished is not None else {}),
             },
             files=tuple(_file(file) for file in _files(plan, hashes, out, finished)),

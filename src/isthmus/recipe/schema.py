@@ -366,7 +366,8 @@ class Ours(Strict):
         align: how models are brought together first; a method's name alone stands for its defaults.
         model: what the merged weights are run in, as `--arch` has it ("isthmus.zoo:vgg16 base=16"); by default
             what the output's config.json describes.
-        data: what it is run on, as `--data` has it.
+        data: what it is run on, as `--data` has it; or "text:FILE", UTF-8 that the output's tokenizer cuts into tokens,
+            each of which a causal language model foretells from those before it.
         calibration: at most this many examples are used to repair, from the training data; 0 for all.
         validation: examples (or their share) kept from the training data, by which a repair is kept or not; by
             default those that the data comes with, else a tenth.

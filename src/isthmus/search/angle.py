@@ -42,6 +42,17 @@ class Angles:
         ]
         return tuple(sorted(found, key=lambda pair: -pair[2]))
 
+    @property
+    def distances(self) -> tuple[tuple[float, ...], ...]:
+        """|W_i - W_j| of each two models, from angle and lengths: in a bowl, what the gain in loss depends on."""
+        count = range(len(self.names))
+        return tuple(tuple(self._distance(i, j) for j in count) for i in count)
+
+    def _distance(self, i: int, j: int) -> float:
+        a, b = self.lengths[i], self.lengths[j]
+        square = a * a + b * b - 2 * a * b * math.cos(math.radians(self.degrees[i][j]))
+        return math.sqrt(max(square, 0.0))
+
     def __str__(self) -> str:
         width = max(len(a) + len(b) for a, b, _ in self.pairs) + 3
         lines = [f"{f'{a}, {b}':<{width}} {degrees:6.2f}°" for a, b, degrees in self.pairs]
@@ -54,7 +65,8 @@ def angles(
     """The angle between each two models' differences from their base.
 
     The wider it is, the more the mean of two models gains over the mean of their scores, as long as both lie in
-    one basin; nothing is evaluated. It ranks pairs, it does not say by how much.
+    one basin; nothing is evaluated. It ranks pairs, it does not say by how much, and it does not know how far the
+    models moved: where their lengths differ much, look at `distances`, too.
 
     Args:
         models: two or more modules, state dicts or files.

@@ -29,6 +29,11 @@ class Mixture:
         parameters: keys that the coefficients are for; other floating tensors are buffers.
         base: where given, the coefficients are of the differences from it.
         apart: keys that are not mixed.
+        moved: what is mixed in the models' place, such as models whose differences from the base were trimmed.
+
+    Attributes:
+        rows: what has coefficients of its own.
+        models: how many there are.
     """
 
     def __init__(
@@ -38,8 +43,11 @@ class Mixture:
         parameters: Sequence[str],
         base: Weights | None = None,
         apart: Sequence[str] = (),
+        moved: Sequence[Weights] = (),
     ):
         self._members = members
+        self._states = tuple(moved) or members.states
+        self.models = len(members)
         self._base = base
         self._keys = [key for key in members.learned if key not in set(apart)]
         self._own = frozenset(parameters)
@@ -73,7 +81,7 @@ class Mixture:
     def _read(self, key: str) -> Iterator[Tensor]:
         """A tensor of one model after another, and of the base, wide enough to be summed."""
         wide = torch.promote_types(self._members.dtypes[key], torch.float32)
-        for state in (*self._members.states, *(() if self._base is None else (self._base,))):
+        for state in (*self._states, *(() if self._base is None else (self._base,))):
             yield state[key].detach().to(wide)
 
     def stored(self, coefficients: Float[Tensor, "rows models"]) -> dict[str, Tensor]:

@@ -56,7 +56,9 @@ def soup(
         base: what the models were trained from, for "wise-ft", "adamerging" and rules of task vectors.
         calibration: training inputs to re-estimate the BatchNorm statistics of every mixture from; without it
             statistics are averaged like weights, which is noted.
-        folder: where scores are kept: a search that is called again after a kill evaluates nothing twice.
+        folder: where scores are kept, and how far "learned" and "adamerging" are: a search that is called again
+            after a kill evaluates nothing twice, and goes on where it stood. What the data holds cannot be seen: with
+            other data, take another folder.
         score_name: what the score is called there; by default its name and a digest of its code. With other data,
             take another folder or another name.
         on_error: what to do with a candidate whose score raises or is not a number: "raise", or "skip", which
@@ -93,7 +95,7 @@ def soup(
             assert model is not None and data is not None, "checked above"
             score = score_by(model, data)
         scores = Scores(score, folder=folder, called=score_name, on_error=on_error)
-    search = Search(members, scores, model, data, calibration, seed)
+    search = Search(members, scores, model, data, calibration, seed, folder)
     return chosen.function(search, **settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ class Search:
         data: batches; which split they are of is the caller's to choose.
         calibration: inputs that BatchNorm statistics of mixtures are re-estimated from; None leaves their mean.
         seed: of what is drawn.
+        folder: where an optimisation keeps how far it is; None keeps nothing.
         steps: what was tried.
     """
 
@@ -42,6 +44,7 @@ class Search:
     data: Data | None = None
     calibration: Data | None = None
     seed: int = 0
+    folder: str | os.PathLike[str] | None = None
     steps: list[Step] = field(default_factory=list)
 
     @cached_property
