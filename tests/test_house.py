@@ -11,9 +11,11 @@ ROOMS = (  # a room imports from itself and from those after it
     "cli recipe report diagnose engine federated prune search measure paths repair statistics combine align"
     " maps features symmetry program weights zoo"
 ).split()
-GROUND = {"errors", "progress", "registry", "selectors"}  # under every room
+GROUND = {"bars", "errors", "progress", "registry", "selectors"}  # under every room
 # See every room; only cli sees them.
-ROOF = {"__init__", "__main__", "comparing", "listing", "merged", "merging", "saving", "sweeping", "testing"}
+ROOF = set(
+    "__init__ __main__ asking comparing diagnosing listing merged merging saving sweeping testing".split()
+)
 
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(file.relative_to(SOURCE)) for file in FILES]

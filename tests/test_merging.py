@@ -120,8 +120,8 @@ def test_a_saved_alignment_is_used_again(data: list[torch.Tensor], tmp_path: Pat
     models = [network(seed=s) for s in range(2)]
     first = isthmus.merge(models, align="activation-matching", data=data)
     assert first.alignment is not None and first.graph is not None
-    first.alignment.save(tmp_path)
-    loaded = isthmus.Alignment.load(tmp_path, first.graph)
+    first.alignment.save(tmp_path / "maps.safetensors")
+    loaded = isthmus.Alignment.load(tmp_path / "maps.safetensors", first.graph)
     second = isthmus.merge(models, align=loaded, example=data[0])
     assert all(torch.equal(first.weights[k], second.weights[k]) for k in first.weights)
 

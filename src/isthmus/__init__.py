@@ -31,6 +31,7 @@ _WHERE = {
     "Merged": "isthmus.merged",
     "Plan": "isthmus.recipe",
     "Program": "isthmus.program",
+    "Pruned": "isthmus.prune",
     "Searched": "isthmus.search",
     "Segment": "isthmus.paths",
     "Space": "isthmus.symmetry",
@@ -40,8 +41,11 @@ _WHERE = {
     "align": "isthmus.align",
     "angles": "isthmus.search",
     "barrier": "isthmus.measure",
+    "cka": "isthmus.measure",
+    "calibration_error": "isthmus.measure",
     "combine": "isthmus.combine",
     "compare": "isthmus.comparing",
+    "diagnose": "isthmus.diagnosing",
     "ensemble": "isthmus.measure",
     "evaluate": "isthmus.measure",
     "export": "isthmus.program",
@@ -54,9 +58,12 @@ _WHERE = {
     "merge_files": "isthmus.engine",
     "methods": "isthmus.listing",
     "plan": "isthmus.recipe",
+    "procrustes": "isthmus.measure",
+    "prune": "isthmus.prune",
     "rule": "isthmus.symmetry",
     "score": "isthmus.measure",
     "soup": "isthmus.search",
+    "stitch": "isthmus.measure",
     "trace": "isthmus.symmetry",
     "vanishing": "isthmus.measure",
     "variance_ratio": "isthmus.measure",
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
     from isthmus.align import align as align
     from isthmus.combine import combine as combine
     from isthmus.comparing import compare as compare
+    from isthmus.diagnosing import diagnose as diagnose
     from isthmus.engine import merge_files as merge_files
     from isthmus.errors import IsthmusError as IsthmusError
     from isthmus.listing import methods as methods
@@ -75,10 +83,14 @@ if TYPE_CHECKING:
     from isthmus.measure import Ensemble as Ensemble
     from isthmus.measure import Finding as Finding
     from isthmus.measure import barrier as barrier
+    from isthmus.measure import calibration_error as calibration_error
+    from isthmus.measure import cka as cka
     from isthmus.measure import ensemble as ensemble
     from isthmus.measure import evaluate as evaluate
     from isthmus.measure import kept as kept
+    from isthmus.measure import procrustes as procrustes
     from isthmus.measure import score as score
+    from isthmus.measure import stitch as stitch
     from isthmus.measure import vanishing as vanishing
     from isthmus.measure import variance_ratio as variance_ratio
     from isthmus.merged import Merged as Merged
@@ -87,6 +99,8 @@ if TYPE_CHECKING:
     from isthmus.program import Cut as Cut
     from isthmus.program import Program as Program
     from isthmus.program import export as export
+    from isthmus.prune import Pruned as Pruned
+    from isthmus.prune import prune as prune
     from isthmus.recipe import Plan as Plan
     from isthmus.recipe import plan as plan
     from isthmus.saving import load as load

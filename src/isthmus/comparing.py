@@ -19,6 +19,7 @@ from isthmus.measure import Barrier, Evaluation, barrier, cost, ensemble, evalua
 from isthmus.merging import Mergeable, Merged, first_example, merge, state_of
 from isthmus.paths import Segment
 from isthmus.program import Program, Variant
+from isthmus.report.pictures import panels
 from isthmus.report.results import (
     Alignment,
     Curve,
@@ -95,7 +96,7 @@ def compare(
         names: what the models are called.
         align: alignment methods to try; the last one is the one that cuts and curves use.
         repairs: repairs to try after each alignment; None for those that suit the model: "reset" where
-            it has batch norms, "repair" and "rescale" where it has none.
+            it has batch norms, "repair" and "rescale" where it has none, and "least-squares".
         preserve_first: depths to keep apart; None for an even choice of five.
         variants: where kept-apart branches meet; with two of them every cut is made both ways.
         weights: of the models.
@@ -192,12 +193,17 @@ class _Comparison:
         curves = self._curves(program, last, label, points)
         profiles = self._profiles(program, label, way)
         bridge = self._bridge()
+        shown = dict(zip(self.names, self.states, strict=True))
+        for way in ("direct average", label):
+            shown |= {f"{n}, {way}": s for n, s in zip(self.names, self.merges[way].aligned, strict=True)}
+            shown[way] = self.merges[way].weights
         results = Results(
             title=title,
             verdict=self._verdict(best, bridge),
             rows=self.rows,
             curves=curves,
             profiles=profiles,
+            panels=panels(program, shown, self.splits.validation),
             verification=Verification(
                 error=checked.error,
                 bound=checked.bound,
@@ -351,9 +357,15 @@ class _Comparison:
             gone[name] = list(fading.strength)
             spread[name] = list(ratio.ratio)
             notes = [found[0].note for found in (fading.findings, ratio.findings)]
+        maps = self.merges[label].kept(self.splits.calibration)
+        held: dict[str, list[float | None]] = {
+            label: [*maps.information.layers.values()],
+            "at most (PCA)": [*maps.bound.layers.values()],
+        }
         return [
             Profile.vanishing(layers, gone, note=notes[0]),
             Profile.variance(layers, spread, note=notes[1]),
+            *([Profile.kept([*maps.bound.layers], held, note=str(maps))] if maps.bound.layers else []),
         ]
 
     def _settings(
@@ -390,9 +402,9 @@ def _label(how: str | Mapping[str, object]) -> str:
 
 
 def suitable(program: Program) -> list[str]:
-    """The repairs that suit a model: those of batch norms, or of layers without."""
+    """The repairs that suit a model: those of batch norms, or of layers without, and the one that is for all."""
     norms = any(n.target is torch.ops.aten.batch_norm.default for n in program.graph.nodes)
-    return ["reset"] if norms else ["repair", "rescale"]
+    return [*(["reset"] if norms else ["repair", "rescale"]), "least-squares"]
 
 
 def _frozen(graph: SymmetryGraph) -> list[str]:

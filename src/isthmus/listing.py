@@ -8,6 +8,7 @@ from typing import cast
 from isthmus.align import ALIGNMENTS
 from isthmus.combine import COMBINATIONS
 from isthmus.errors import InputError
+from isthmus.prune import PRUNERS
 from isthmus.registry import Method
 from isthmus.repair import REPAIRS
 from isthmus.search import SEARCHES
@@ -30,7 +31,7 @@ class Methods(tuple[Row, ...]):
 
 
 def methods(kind: str | None = None) -> Methods:
-    """Every registered method, or those of one kind ("alignment", "combination", "repair", "search").
+    """Every registered method, or those of one kind ("alignment", "combination", "repair", "pruner", "search").
 
     Returns:
         Rows with name, kind, needs, claims, source and the function itself; printed, a table.
@@ -40,10 +41,10 @@ def methods(kind: str | None = None) -> Methods:
         >>> [row.name for row in isthmus.methods("combination") if "seed" in row.needs]
         ['dare-linear', 'dare-ties', 'della', 'della-linear']
     """
-    kinds = ("alignment", "combination", "repair", "search")
+    kinds = ("alignment", "combination", "repair", "pruner", "search")
     if kind is not None and kind not in kinds:
         raise InputError(f"there is no kind of method {kind!r}", hint=f"kinds are {', '.join(kinds)}")
     rows: list[Row] = []
-    for table in (ALIGNMENTS, COMBINATIONS, REPAIRS, SEARCHES):
+    for table in (ALIGNMENTS, COMBINATIONS, REPAIRS, PRUNERS, SEARCHES):
         rows += cast("tuple[Row, ...]", table.rows())
     return Methods(row for row in rows if kind in (None, row.kind))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from isthmus import saving
-from isthmus.align import Alignment
-from isthmus.align.apart import resizing
-from isthmus.measure import Finding, cost
+from isthmus.align import Alignment, resizing
+from isthmus.errors import InputError
+from isthmus.measure import Finding, Kept, cost, kept
 from isthmus.program import Cut, Program
 from isthmus.repair import Repaired
+from isthmus.repair.choosing import Trial
 from isthmus.symmetry import SymmetryGraph, Verification
 
 
@@ -30,11 +31,14 @@ class Merged:
         verification: how they were checked.
         alignment: how the models were moved.
         aligned: the moved models.
-        repaired: what was repaired.
+        repaired: what was repaired; None where nothing was, or where no repair helped.
         cut: what was kept apart.
         junctions: the values where kept-apart branches meet.
         settings: every option, defaults included.
         asked: names of the options that were given, not defaulted.
+        trials: the repairs that were tried on validation data, with their scores.
+        parents: the models as they were before anything moved.
+        shares: what part of the merge each model is.
     """
 
     weights: dict[str, Tensor]
@@ -49,6 +53,9 @@ class Merged:
     junctions: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
+    trials: tuple[Trial, ...] = ()
+    parents: tuple[Mapping[str, Tensor], ...] = ()
+    shares: tuple[float, ...] = ()
 
     @property
     def ratios(self) -> tuple[Finding, ...]:
@@ -64,6 +71,22 @@ class Merged:
         """Whether the weights are of a program, not of the user's class: kept apart, grown, or with new parameters."""
         new = self.repaired is not None and self.repaired.new_parameters
         return bool(self.cut) or bool(resizing(self.alignment)) or bool(new)
+
+    def kept(self, data: Iterable[object], *, limit: int | None = 256) -> Kept:
+        """How much the alignment lets the merged network keep of its parents, and how much any could.
+
+        Args:
+            data: inputs to measure on, to be read more than once.
+            limit: use at most this many examples.
+
+        Raises:
+            InputError: nothing was aligned.
+
+        Source: see `isthmus.measure.kept`.
+        """
+        if self.alignment is None:
+            raise InputError("nothing was aligned, so there are no maps to examine", hint="merge with align=")
+        return kept(self.alignment, self.parents, data, weights=self.shares, limit=limit)
 
     def save(self, path: str | Path) -> Path:
         """Write the merged weights as safetensors, whole or not at all.
@@ -90,6 +113,19 @@ class Merged:
         saving.save(path, self.weights, self.settings, described)
         return path
 
+    def _tried(self) -> list[str]:
+        """The repairs that were chosen from, and what became of it."""
+        if not self.trials:
+            return []
+        kept = self.repaired.method if self.repaired is not None else "none: no repair is better than none"
+        metric = self.settings.get("metric", "score")
+        width = max(len(trial.name) for trial in self.trials)
+        lines = [f"repair chosen by validation {metric}: {kept}"]
+        for trial in self.trials:
+            value = f"{trial.score:.4f}" if trial.score is not None else f"not possible: {trial.note}"
+            lines.append(f"  {trial.name:<{width}}  {value}")
+        return lines
+
     def __str__(self) -> str:
         lines = ["merged " + (f"with {self.cut}" if self.cut else "into one network")]
         if self.verification is not None:
@@ -100,6 +136,7 @@ class Merged:
             lines.append(
                 f"averaged as they are, the program does not read them: {', '.join(self.graph.unread)}"
             )
+        lines += self._tried()
         if self.repaired is not None:
             lines.append(str(self.repaired))
         if self.junctions:

@@ -7,29 +7,30 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from isthmus import saving
 from isthmus import weights as files
-from isthmus.align import ALIGNMENTS, Alignment
+from isthmus.align import ALIGNMENTS, Alignment, branches, check_apart, common, resizing, turned
 from isthmus.align import align as align_models
-from isthmus.align.apart import branches, check_apart, common, resizing, turned
+from isthmus.asking import Aligning, Repairing, called, check, rule_of, shares_of, told
 from isthmus.combine import blockwise, check_asked, options_of, terms_of
 from isthmus.combine import combine as combine_models
 from isthmus.combine.unmergeable import set_aside
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps.resize import resized
-from isthmus.measure import reusable
+from isthmus.measure import score
+from isthmus.measure.score import Metric
 from isthmus.merged import Merged
 from isthmus.program import Batch, Cut, Inputs, Program, ProgramModule, Variant, batches, export, keep_apart
 from isthmus.program.keep import Outputs
 from isthmus.program.module import completed
-from isthmus.registry import Method
+from isthmus.repair import Repaired
+from isthmus.repair.by_name import Asked
 from isthmus.repair.by_name import apply as repair_merged
-from isthmus.repair.by_name import needs_of
+from isthmus.repair.choosing import choose, wanted
 from isthmus.statistics import Gathered, gather
 from isthmus.statistics.gathering import asked as statistics_asked
 from isthmus.statistics.gathering import moved_along
@@ -44,7 +45,7 @@ def merge(
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
     example: Inputs | None = None,
-    align: str | Mapping[str, object] | Alignment | None = None,
+    align: Aligning = None,
     fold_norms: bool = False,
     combine: str | Mapping[str, object] | None = None,
     method: str = "average",
@@ -52,8 +53,10 @@ def merge(
     statistics: Sequence[Mapping[str, Tensor] | str | Path] | Mapping[str, object] | None = None,
     weights: Sequence[float] | None = None,
     skip: Sequence[str] = (),
-    repair: str | Mapping[str, object] | None = None,
+    repair: Repairing = None,
     data: Iterable[object] | None = None,
+    validation: Iterable[object] | None = None,
+    metric: str | Metric = "accuracy",
     preserve_first: int = 0,
     preserve_last: int = 0,
     depths: Sequence[tuple[int, int]] = (),
@@ -75,7 +78,7 @@ def merge(
             repair or keep apart).
         example: example inputs; the first batch of `data` where not given.
         align: how to bring the models together first: a method's name, `{"method": ..., option: ...}`, an
-            `Alignment` made before, or None to merge them as they are.
+            `Alignment` made before or the file (a `Path`) that one was saved to, or None to merge them as they are.
         fold_norms: let the weights behind norms take over their scales first, in every model: with
             `align={"method": ..., "groups": "full"}` residual streams may then be rotated. The result loads in the
             models' own class, with scales of one.
@@ -92,10 +95,13 @@ def merge(
             to another rule, its docstring says.
         skip: patterns of weights that are not merged but taken from `models[reference]`, such as heads of
             different tasks; the other models' may have other shapes. Symmetries see the reference's.
-        repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, or
-            None.
+        repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, several of
+            these to choose from, "best" for all that there are, or None. With `validation` a repair is kept only
+            where it scores better than the merge as it came; without, it is done and not judged.
         data: calibration data, an iterable of inputs or (inputs, targets); targets are used by empirical
             statistics only.
+        validation: (inputs, targets) held out of `data` and of the test split, by which repairs are chosen.
+        metric: what they are chosen by: "accuracy", "loss", or a function of outputs and targets; see `isthmus.score`.
         preserve_first: keep every model's first so many layers (Preserve-First Merging).
         preserve_last: keep every model's last so many layers (partial zipping).
         depths: further ranges of layers to keep, inclusive, counted from 1.
@@ -131,7 +137,7 @@ def merge(
         tensor([0., 0., 3.])
     """
     asked = _asked(locals())
-    method, options = _rule(combine, method, options)
+    method, options = rule_of(combine, method, options)
     terms = terms_of(method)
     if len(models) < 2 and terms.base == "no" and terms.most != 1:
         raise InputError(f"a merge takes two or more models, got {len(models)}")
@@ -139,9 +145,10 @@ def merge(
     check_asked(
         method, terms, len(models), weights, options, base is not None, gathering or statistics is not None
     )
-    shares = _shares(weights, len(models))
+    shares = shares_of(weights, len(models))
     cut = Cut(preserve_first, preserve_last, tuple(depths), tuple(modules), variant, outputs)
-    _check(method, align, repair, data, cut)
+    repairs = wanted(repair)
+    check(method, align, repair, repairs, data, validation, cut)
     names = [_name(m, i) for i, m in enumerate(models)]
     target = align.reference if isinstance(align, Alignment) else reference
     if not 0 <= target < len(models):
@@ -206,7 +213,7 @@ def merge(
         "method": method,
         "weights": shares if weights is None or terms.weighing == "shares" else tuple(map(float, weights)),
         "base": str(base) if isinstance(base, (str, Path)) else None if base is None else "given",
-        "align": align.method if isinstance(align, Alignment) else align,
+        "align": told(align),
         "fold_norms": fold_norms,
         "repair": repair,
         "preserve_first": preserve_first,
@@ -237,11 +244,12 @@ def merge(
                 graph, verification = graphs[target], checks[target][1]
             else:
                 graph, verification = verified(graph, given, weights=states[0], seed=seed)
-        alignment = (
-            align
-            if isinstance(align, Alignment)
-            else _align(graphs or graph, states, align, data, reference, seed)
-        )
+        if isinstance(align, Path):
+            alignment = Alignment.load(align, graphs or graph)
+        elif isinstance(align, Alignment):
+            alignment = align
+        else:
+            alignment = _align(graphs or graph, states, align, data, reference, seed)
         if alignment.through and method != "average":
             raise InputError(
                 f"{alignment.method} groups units, so the models meet by weighted average, not by {method!r}"
@@ -291,19 +299,45 @@ def merge(
     grown = resizing(alignment)
     if grown and graph is not None:
         program = resized(graph, grown)
-    repaired = None
-    if repair is not None:
-        assert graph is not None and program is not None and data is not None
+    repaired, trials = None, ()
+    if repairs:
+        assert graph is not None and program is not None
+        whole, parts = graph.program, program
         parents, transports = aligned, None
         if alignment is not None and not alignment.keeps_functions:
             # Units are mixed: what is measured is the models as they are, and the statistics are moved.
             transports = alignment.weighted(shares)
             parents = [t.own(state) for t, state in zip(transports, states, strict=True)]
-        repaired, used = repair_merged(
-            graph.program, program, merged, parents, shares, repair, data, transports=transports
-        )
+
+        def scored(run: Program, tried: Mapping[str, Tensor]) -> float:
+            assert validation is not None
+            return score(run, validation, metric)(tried)
+
+        def done(how: Asked) -> tuple[Repaired, dict[str, object]]:
+            return repair_merged(
+                whole,
+                parts,
+                merged,
+                parents,
+                shares,
+                how,
+                () if data is None else data,
+                transports=transports,
+                terms=aligned,
+                score=scored,
+            )
+
+        if validation is None:
+            repaired, used = done(repairs[0])
+        else:
+            choice = choose(parts, merged, repairs, done, scored, unfit=repair == "best")
+            repaired, used, trials = choice.repaired, choice.used, choice.trials
+            settings["repair"] = choice.asked
+            settings["repairs tried"] = tuple(map(str, trials))
+            settings["metric"] = metric if isinstance(metric, str) else getattr(metric, "__name__", "given")
         settings |= {f"repair.{k}": v for k, v in used.items()}
-        merged, program = dict(repaired.weights), repaired.program
+        if repaired is not None:
+            merged, program = dict(repaired.weights), repaired.program
     return Merged(
         merged,
         _result_module(
@@ -319,45 +353,10 @@ def merge(
         junctions,
         settings,
         asked,
+        trials,
+        tuple(states),
+        shares,
     )
-
-
-def _rule(
-    combine: str | Mapping[str, object] | None, method: str, options: Mapping[str, object]
-) -> tuple[str, dict[str, object]]:
-    """The rule and its options, said in one of two ways.
-
-    Raises:
-        InputError: said in both ways, or no rule named.
-    """
-    if combine is None:
-        return method, dict(options)
-    given: dict[str, object] = {"method": combine} if isinstance(combine, str) else dict(combine)
-    name = given.pop("method", None)
-    problems = [f"method={method!r} beside it"] if method != "average" else []
-    problems += [f"the option {option!r} beside it" for option in options]
-    problems += [] if isinstance(name, str) else ["no method in it"]
-    if problems:
-        raise InputError(
-            "combine= says how to combine, and so does something else"
-            if isinstance(name, str)
-            else "combine= does not say how to combine",
-            problems,
-            hint='combine={"method": "ties", "density": 0.3}, or method="ties", density=0.3',
-        )
-    return str(name), given
-
-
-def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """What part of the merge each model is, where a rule's weights are not parts of one: for goals of repair."""
-    values = tuple(map(float, weights or ()))
-    if not values or min(values) < 0 or sum(values) <= 0:
-        values = (1.0,) * count
-    return values if abs(sum(values) - 1) <= 1e-6 else tuple(v / sum(values) for v in values)
-
-
-def _called(how: str | Mapping[str, object]) -> str:
-    return how if isinstance(how, str) else str(how.get("method", ""))
 
 
 def _align(
@@ -369,52 +368,10 @@ def _align(
     seed: int,
 ) -> Alignment:
     by: dict[str, object] = {"method": how} if isinstance(how, str) else dict(how)
-    function = ALIGNMENTS.get(_called(how)).function
+    function = ALIGNMENTS.get(called(how)).function
     if "seed" in inspect.signature(function).parameters:
         by.setdefault("seed", seed)
     return align_models(graph, states, by, data=data, reference=reference)
-
-
-def _options(method: Method[Any]) -> dict[str, Any]:
-    """The options of an alignment and their defaults; what a merge supplies itself is none."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(method.function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("goals", "data", "reference", "weights")
-    }
-
-
-def _check(
-    method: str,
-    align: str | Mapping[str, object] | Alignment | None,
-    repair: str | Mapping[str, object] | None,
-    data: Iterable[object] | None,
-    cut: Cut,
-) -> None:
-    """Say what is wrong with the call before anything is read or run."""
-    if cut and method != "average":
-        raise InputError(f"what is kept apart meets by weighted average, not by {method!r}")
-    if data is not None:
-        reusable(data)
-    needs: dict[str, tuple[str, ...]] = {}
-    if align is not None and not isinstance(align, Alignment):
-        chosen = ALIGNMENTS.get(_called(align))
-        needs[chosen.name] = chosen.needs
-        known = _options(chosen)
-        own = ("method", "reference", "score")
-        asked = () if isinstance(align, str) else [name for name in align if name not in own]
-        if unknown := [name for name in asked if name not in known]:
-            raise InputError(
-                f"{chosen.name} has no option {', '.join(map(repr, unknown))}",
-                hint=f"it takes {', '.join(known) or 'none'}",
-            )
-    if repair is not None:
-        needs[_called(repair)] = needs_of(repair)
-    for name, needed in needs.items():
-        if "data" in needed and data is None:
-            raise InputError(
-                f"{name} needs calibration data", hint="pass data=, an iterable of inputs (--data)"
-            )
 
 
 def _result_module(
@@ -439,7 +396,7 @@ def _name(source: Mergeable, index: int) -> str:
 def _graphs(
     models: Sequence[Mergeable],
     states: Sequence[Mapping[str, Tensor]],
-    align: str | Mapping[str, object] | Alignment | None,
+    align: Aligning,
     names: Sequence[str],
     example: Inputs | None,
     data: Iterable[object] | None,
@@ -455,8 +412,10 @@ def _graphs(
         graphs = [transport.graph for transport in align.transports]
         if any(g is not graphs[0] for g in graphs):
             return graphs
+    elif isinstance(align, Path):
+        takes = True  # the file says whether it fits
     elif align is not None:
-        takes = "graphs" in inspect.signature(ALIGNMENTS.get(_called(align)).function).parameters
+        takes = "graphs" in inspect.signature(ALIGNMENTS.get(called(align)).function).parameters
     modules = [m for m in models if isinstance(m, nn.Module)]
     same = all(
         state.keys() == states[0].keys() and all(t.shape == states[0][k].shape for k, t in state.items())

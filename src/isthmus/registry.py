@@ -42,6 +42,10 @@ LAWS = {
     "inverts": "apply then invert is the identity",
     "unmerged-is-identity": "repairing a model that was not merged changes nothing",
     "fused-equals-unfused": "fused into the weights or kept beside them, the function is the same",
+    "idempotent": "repairing a second time changes nothing",
+    "sparsity-exact": "exactly as many weights are pruned as asked for, wherever they are compared",
+    "unpruned-is-identity": "at sparsity 0 nothing changes",
+    "pruned-stays-pruned": "pruning again as far changes nothing",
     "batching-free": "the result does not depend on how the data is batched",
 }
 

@@ -119,4 +119,8 @@ def test_compare_writes_the_report_and_the_results(folder: Path):
     assert names[:3] == ["a", "b", "ensemble"] and "preserve-first 5 of 10" in names
     assert "direct average" in shown.stdout
     assert results["verification"]["error"] < 1e-9
+    (panel,) = results["panels"]
+    shown = [row["name"] for row in panel["rows"]]
+    assert panel["name"].startswith("First-layer kernels: ") and shown[:2] == ["a", "b"]
+    assert shown[-3:] == ["direct average", "b, activation-matching", "activation-matching"]
     assert (folder / "out" / "report.html").stat().st_size > 1_000_000

@@ -66,6 +66,7 @@ def test_ten_files_and_a_function_give_a_soup_and_a_report(folder: Path):
     page = (folder / "soup" / "report.html").read_text()
     assert "Step by step" in page and "+ m" in page and "own_score.score" in page
     assert page.count("<script") == 3
+    assert "First-layer kernels: " in page and page.count('<img src="data:image/png') > 8
 
 
 def test_an_interrupted_soup_goes_on_and_evaluates_nothing_twice(folder: Path):

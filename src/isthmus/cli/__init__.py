@@ -10,14 +10,17 @@ import sys
 import typer
 
 from isthmus.cli import (
+    align,
     compare,
     demo,
+    diagnose,
     diff,
     inspect,
     lineage,
     merge,
     methods,
     plan,
+    prune,
     soup,
     statistics,
     sweep,
@@ -33,7 +36,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, symmetry, plan, statistics, merge, soup, sweep, compare, inspect, diff, lineage, methods):
+for verb in (
+    demo,
+    symmetry,
+    plan,
+    statistics,
+    align,
+    merge,
+    prune,
+    soup,
+    sweep,
+    compare,
+    diagnose,
+    inspect,
+    diff,
+    lineage,
+    methods,
+):
     verb.register(app)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from isthmus.comparing import Splits
-    from isthmus.program import Variant
+    from isthmus.program import Inputs, Variant
     from isthmus.zoo import Dataset, Loader
 
 ARCH = "The architecture, as package.module:factory (or torchvision:NAME); key=value arguments go to it."
@@ -18,6 +18,7 @@ MODEL = (
     "torchvision:NAME, timm:NAME, hf:PATH (a folder or hub name with a config.json), "
     "package.module:factory, or a graph that was saved (.json)."
 )
+EXAMPLE = "Shape of one input with its batch, such as 2,3,32,32; without, that of --data, or the model's own."
 DATA = "Data: digits, cifar10:FOLDER, fashion-mnist:FOLDER, npz:FILE, or a path to one of these."
 
 
@@ -38,6 +39,45 @@ def build(arch: str | None, arguments: dict[str, object]) -> nn.Module:
         return named.build(arch, arguments)
     except InputError as error:
         raise InputError(f"--arch {error.what}", error.where, error.hint) from error
+
+
+def example(
+    arch: str | None, arguments: dict[str, object], splits: Splits | None, shape: str | None, tokens: bool
+) -> Inputs:
+    """Inputs to read the architecture with: the first of the data, or of the shape that was given.
+
+    Args:
+        arch: the architecture.
+        arguments: of its factory.
+        splits: the data, where there is some.
+        shape: as typed.
+        tokens: whether inputs are integers.
+    """
+    if splits is not None and shape is None:
+        from isthmus.merging import first_example
+
+        return first_example(splits.calibration)
+    from isthmus.program import named
+
+    assert arch is not None, "it has been built"
+    return named.find(arch, arguments, sizes(shape), tokens).make({})[1]
+
+
+def sizes(shape: str | None) -> tuple[int, ...] | None:
+    """A shape as it is typed: sizes separated by commas.
+
+    Raises:
+        InputError: it is no such thing.
+    """
+    if shape is None:
+        return None
+    try:
+        found = tuple(int(n) for n in shape.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise InputError(f"--shape {shape}: sizes separated by commas are expected", hint="--shape 2,3,32,32")
+    return found
 
 
 def checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isthmus.cli import inputs, output, scoring
+from isthmus.cli.align import KEPT, REFERENCE, referred, score_for
 
 if TYPE_CHECKING:
     from isthmus.recipe import Plan
@@ -39,6 +40,11 @@ def merge(
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
     align: Annotated[str | None, typer.Option(help="How to bring the models together first.")] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Bring them together by maps that `isthmus align` wrote.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help=inputs.EXAMPLE)] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="The input is integer tokens.")] = False,
     method: Annotated[str, typer.Option(help="How aligned tensors are combined.")] = "average",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method, NAME=VALUE (density=.3); repeat it.")
@@ -62,7 +68,14 @@ def merge(
             help="Weights to take from the reference, unmerged, by name with * and ?; repeat the option."
         ),
     ] = None,
-    repair: Annotated[str | None, typer.Option(help="How activations get their statistics back.")] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How activations get their statistics back; of several, or of all (best), the one that is best on "
+            "validation images, if it is better than none."
+        ),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="By what repairs are chosen: accuracy or loss.")] = "accuracy",
     preserve_first: Annotated[int, typer.Option(help="Keep every model's first layers.")] = 0,
     preserve_last: Annotated[int, typer.Option(help="Keep every model's last layers.")] = 0,
     modules: Annotated[
@@ -71,7 +84,8 @@ def merge(
     variant: Annotated[
         str, typer.Option(help="Where kept-apart branches meet: junction or paper.")
     ] = "junction",
-    reference: Annotated[int, typer.Option(help="Index of the model whose order of units stays.")] = 0,
+    reference: Annotated[str, typer.Option(help=REFERENCE)] = "first",
+    kept: Annotated[int, typer.Option(help=KEPT)] = 256,
     calibration: Annotated[
         int, typer.Option(help="At most this many calibration images, from the training data; 0 for all.")
     ] = 5000,
@@ -105,6 +119,7 @@ def merge(
     out = out or Path("merged.safetensors")
     from isthmus import measure, progress
     from isthmus import merge as merge_models
+    from isthmus.align import check_models
     from isthmus.errors import InputError
     from isthmus.program.named import separate
 
@@ -116,6 +131,10 @@ def merge(
         )
     if data is not None and arch is None:
         raise InputError("--data needs --arch", hint="data is run through the architecture")
+    if maps is not None and (align is not None or reference != "first"):
+        raise InputError("--maps says how the models are brought together: --align and --reference do not")
+    if align is None and maps is None and reference in ("best", "medoid", "universe"):
+        raise InputError(f"--reference {reference} is chosen by aligning", hint="--align weight-matching")
     options = scoring.options(option or [], merge_models)
     model = inputs.build(arch, arguments) if arch else None
     states = [inputs.checkpoint(p, model) for p in paths] if model else paths
@@ -124,25 +143,38 @@ def merge(
         if data
         else None
     )
+    chosen = referred(reference)
+    how: str | dict[str, object] | Path | None = align if maps is None else maps
+    if align is not None and isinstance(chosen, str) and chosen != "first":
+        how = {"method": align, "reference": chosen}
+        if (score := score_for(chosen, model, splits)) is not None:
+            how["score"] = score
+    traced = bool(align or maps or repair or preserve_first or preserve_last or modules)
     merged = merge_models(
         states,
         model=model,
-        align=align,
+        example=inputs.example(arch, arguments, splits, shape, tokens) if arch and traced else None,
+        align=how,
         method=method,
         base=None if base is None else inputs.checkpoint(base, model) if model else base,
         weights=weights,
         statistics=statistics or None,
         skip=tuple(skip or ()),
-        repair=repair,
+        repair="best" if repair == ["best"] else repair or None,
         data=splits.calibration if splits else None,
+        validation=splits.validation if splits and repair else None,
+        metric=metric,
         preserve_first=preserve_first,
         preserve_last=preserve_last,
         modules=tuple(modules or ()),
         variant=inputs.variant(variant),
-        reference=reference,
+        reference=chosen if isinstance(chosen, int) else 0,
         seed=seed,
         **options,
     )
+    if maps is not None and merged.alignment is not None:
+        check_models(merged.alignment, merged.parents, paths)
+    figures = merged.kept(splits.calibration, limit=kept) if splits and kept and merged.alignment else None
     scores: dict[str, float] = {}
     if splits is not None and merged.model is not None and model is not None:
         for path, state in zip(paths, states, strict=True):
@@ -152,10 +184,19 @@ def merge(
     merged.save(out)
     if as_json:
         settings = {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in merged.settings.items()}
-        done = {"out": str(out), "settings": settings, "test accuracy": scores, "report": str(merged)}
+        done: dict[str, object] = {
+            "out": str(out),
+            "settings": settings,
+            "test accuracy": scores,
+            "report": str(merged),
+        }
+        if figures is not None:
+            done["kept"] = {f.name: {"mean": f.value, **f.layers} for f in figures}
         typer.echo(json.dumps(done, indent=1))
         return
     typer.echo(str(merged))
+    if figures is not None:
+        typer.echo(str(figures))
     for name, accuracy in scores.items():
         typer.echo(f"test accuracy  {100 * accuracy:6.2f}%  {name}")
     output.say(f"wrote {out}")

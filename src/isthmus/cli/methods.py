@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
 
 def methods(
     kind: Annotated[
-        str | None, typer.Argument(help="alignment, combination, repair or search; all where not given.")
+        str | None,
+        typer.Argument(help="alignment, combination, repair, pruner or search; all where not given."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -11,7 +11,11 @@ import typer
 from isthmus.cli import inputs, output, scoring
 
 if TYPE_CHECKING:
+    from isthmus.report import Panel
     from isthmus.search import Searched
+
+#: Models whose first layer is shown.
+_ROWS = 6
 
 
 def register(app: typer.Typer) -> None:
@@ -72,8 +76,8 @@ def soup(
     paths, arguments = separate(checkpoints)
     settings = scoring.options(option or [], search)
     folder = folder or out.with_suffix("")
-    output.ready(folder, "--folder")
     chosen = scoring.choose(score, arch, arguments, data, metric, validation, seed)
+    output.ready(folder, "--folder")
     images = chosen.splits
     loader = None
     if reset:
@@ -104,6 +108,7 @@ def soup(
         measured=tested,
         measure="test accuracy, fraction",
         command=command_line(),
+        panels=_panels(found, paths, chosen),
     )
     if as_json:
         typer.echo(
@@ -114,6 +119,27 @@ def soup(
         for name, accuracy in tested.items():
             typer.echo(f"test accuracy  {100 * accuracy:6.2f}%  {name}")
     output.say(f"wrote {out}, {folder / 'search.json'}, {page}")
+
+
+def _panels(found: Searched, paths: list[str], chosen: scoring.Chosen) -> list[Panel]:
+    """The first layer's units of the models that went in, and of the soup, as pictures."""
+    from isthmus import weights
+    from isthmus.measure import first_layer, likely_first_layer
+    from isthmus.report.pictures import panel
+
+    if chosen.model is not None and chosen.splits is not None:
+        from isthmus.program import batches, export
+
+        layer = first_layer(export(chosen.model, next(batches(chosen.splits.validation))))
+    else:
+        layer = likely_first_layer(found.weights)
+    if layer is None or layer.key not in found.weights:
+        return []
+    used = [path for name, path in zip(found.members, paths, strict=True) if name in found.chosen]
+    names = [name for name in found.members if name in found.chosen]
+    rows = {name: weights.open(path) for name, path in zip(names[:_ROWS], used, strict=False)}
+    made = panel(layer, {**rows, f"the {found.kind} soup": found.weights})
+    return [] if made is None else [made]
 
 
 def _tested(found: Searched, paths: list[str], chosen: scoring.Chosen) -> dict[str, float]:

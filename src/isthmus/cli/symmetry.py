@@ -84,7 +84,7 @@ def symmetry(
         raise InputError(f"--save {save}: a graph is written as JSON", hint=f"{save.stem}.json")
     found = _read(names[0]) if names[0].endswith(".json") else None
     if found is None:
-        asked = named.find(names[0], given, _sizes(shape), tokens)
+        asked = named.find(names[0], given, inputs.sizes(shape), tokens)
         found = _examine(asked, meta=meta, check=check, small=_pairs(small or []), seed=seed)
     elif check:
         raise InputError(f"{names[0]} holds no program to check", hint="give the model itself")
@@ -203,18 +203,6 @@ def _read(path: str) -> Found:
 
     graph = saved.load(path)
     return Found(path, graph, None)
-
-
-def _sizes(shape: str | None) -> tuple[int, ...] | None:
-    if shape is None:
-        return None
-    try:
-        sizes = tuple(int(n) for n in shape.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise InputError(f"--shape {shape}: sizes separated by commas are expected", hint="--shape 2,3,32,32")
-    return sizes
 
 
 def _pairs(items: list[str]) -> dict[str, object]:
