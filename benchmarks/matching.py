@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from isthmus import progress, zoo
 from isthmus.align.alignment import identity_orders
-from isthmus.align.assignment import Evidence, agreement, inside, opened
-from isthmus.align.weight_matching import Matching
+from isthmus.align.orders.assignment import Evidence, agreement, inside, opened
+from isthmus.align.orders.matching import Matching
 from isthmus.symmetry import Leaf, SymmetryGraph, reorder, spaces_of, trace
 from isthmus.symmetry.elements import random_orders
 
