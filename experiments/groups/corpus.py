@@ -104,7 +104,7 @@ def read(path: Path) -> Corpus:
     Raises:
         DataError: not the works that the splits are made of.
     """
-    found = _archive(path) if path.is_file() else _folder(path)
+    found = texts(path)
     missing = [name for name in (*VALIDATION, *TEST) if name not in found]
     if missing or len(found) != WORKS:
         raise DataError(
@@ -117,16 +117,21 @@ def read(path: Path) -> Corpus:
         "validation": VALIDATION,
         "test": TEST,
     }
-    texts = {split: "".join(found[name] for name in names) for split, names in works.items()}
-    counts = Counter(texts["train"])
+    joined = {split: "".join(found[name] for name in names) for split, names in works.items()}
+    counts = Counter(joined["train"])
     alphabet = "".join(sorted(c for c, n in counts.items() if n >= RARE)) + "\0"
     number = {character: index for index, character in enumerate(alphabet)}
     rare = len(alphabet) - 1
     splits = {
         split: torch.tensor([number.get(c, rare) for c in text], dtype=torch.int64)
-        for split, text in texts.items()
+        for split, text in joined.items()
     }
     return Corpus(alphabet, splits, works)
+
+
+def texts(path: Path) -> dict[str, str]:
+    """The works by name, of the archive or the folder."""
+    return _archive(path) if path.is_file() else _folder(path)
 
 
 def _clean(raw: bytes) -> str:

@@ -104,8 +104,8 @@ class Bench:
         """What the head reads, batch by batch."""
         torch.manual_seed(self.seed)
         net = self.net(state, training)
-        dtype = next(net.parameters()).dtype
-        return torch.cat([net.features(part) for part in images.to(dtype).split(BATCH)])
+        images = images.to(next(net.parameters()).dtype) if images.is_floating_point() else images
+        return torch.cat([net.features(part) for part in images.split(BATCH)])
 
     def logits(self, state: Mapping[str, Tensor], images: Tensor, training: bool | None = None) -> Tensor:
         return headed(self.features(state, images, training), [state])
@@ -197,7 +197,7 @@ def table(bench: Bench, states: Sequence[State], numbers: Sequence[int]) -> dict
     return {str(n): compared(bench, states[:n], rows[:n]) for n in numbers if n <= len(states)}
 
 
-def per_batch(task: Task, soup: Tensor, ensemble: Tensor, targets: Tensor, size: int = 100) -> dict[str, Any]:
+def per_batch(task: Task, soup: Tensor, ensemble: Tensor, targets: Tensor, size: int = 25) -> dict[str, Any]:
     """Accuracy of a soup and of an ensemble on the same batches: the paper's scatter plot, and what it says."""
     pairs = [
         (score(task, a, t), score(task, b, t))

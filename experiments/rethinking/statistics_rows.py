@@ -13,19 +13,26 @@ import isthmus
 State = dict[str, Tensor]
 
 
-def rows(bench: Bench, states: Sequence[State], examples: int) -> dict[str, Any]:
-    """Scores of the average, of Fisher merging by each variant, and of RegMean, on the test split, per cent."""
-    images, targets = bench.inputs("test")
+def rows(bench: Bench, states: Sequence[State], examples: int) -> dict[str, tuple[float, float]]:
+    """Scores of single models, of their average, of Fisher merging by each variant and floor, and of RegMean.
+
+    Returns:
+        Way -> per cent on validation, on test.
+    """
+    sets = [bench.inputs(split) for split in ("validation", "test")]
     x, y = (t[:examples] for t in bench.inputs("train"))
     data = list(zip(x.split(100), y.split(100), strict=True))
     net = bench.net(states[0], False)
 
-    def measured(weights: Mapping[str, Tensor]) -> float:
-        return score(bench.task, bench.logits(bench.reset(dict(weights)), images), targets)
+    def answered(weights: Mapping[str, Tensor]) -> tuple[float, float]:
+        first, second = (score(bench.task, bench.logits(weights, i), t) for i, t in sets)
+        return first, second
 
-    found: dict[str, Any] = {
-        "examples": examples,
-        "best single": max(score(bench.task, bench.logits(s, images), targets) for s in states),
+    def measured(weights: Mapping[str, Tensor]) -> tuple[float, float]:
+        return answered(bench.reset(dict(weights)))
+
+    found = {
+        "best single": max(answered(s) for s in states),
         "isotropic": measured(isthmus.combine(states)),
     }
     likelihood = "bernoulli" if bench.task.many else "categorical"
@@ -34,16 +41,17 @@ def rows(bench: Bench, states: Sequence[State], examples: int) -> dict[str, Any]
             isthmus.fisher_information(net, data, weights=s, variant=variant, likelihood=likelihood)
             for s in states
         ]
-        for favor in (True, False):
-            how = {"method": "fisher", "favor_target": favor}
-            merged = isthmus.merge(states, combine=how, statistics=known)
-            found[f"fisher, {variant}{', favouring the first' if favor else ''}"] = measured(merged.weights)
+        for floor, favor in ((1e-6, True), (1e-6, False), (1e-4, False), (0.0, False)):
+            how = {"favor_target": favor, "floor": floor}
+            told = f"fisher, {variant}, floor {floor:g}{' for the first' if favor else ''}"
+            found[told] = measured(isthmus.combine(states, "fisher", statistics=known, options=how))
     grams = [isthmus.gram_matrices(net, data, weights=s) for s in states]
     for alpha in (1.0, 0.9, 0.1):
         # Units that are silent leave a Gram matrix without a rank: a little is added to its diagonal.
-        how = {"method": "reg-mean", "alpha": alpha, "ridge": 1e-6}
-        merged = isthmus.merge(states, combine=how, statistics=grams)
-        found[f"reg-mean, alpha {alpha:g}"] = measured(merged.weights)
+        how = {"alpha": alpha, "ridge": 1e-6}
+        found[f"reg-mean, alpha {alpha:g}"] = measured(
+            isthmus.combine(states, "reg-mean", statistics=grams, options=how)
+        )
     return found
 
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import figures
+import published
+
 HERE = Path(__file__).parent
 WAYS = {
     "single": "Perf Ave",
@@ -18,38 +21,6 @@ WAYS = {
     "greedy logits": "Grd Ens Lgt",
     "greedy features": "Grd Ens Fts",
 }
-#: Tables 1 and 4 to 7 of the paper: VGG19, data -> number of models -> the columns above, without Ens Fts*.
-PUBLISHED: dict[str, dict[int, str]] = {
-    "CIFAR-10": {
-        2: "92.42 92.79 92.68 93.26 93.22 92.68 92.59",
-        3: "92.47 92.82 92.65 93.54 93.48 92.75 92.65",
-        5: "92.45 92.90 92.65 93.70 93.71 81.95 92.65",
-        7: "92.42 92.79 92.65 93.85 93.71 92.76 92.71",
-        10: "92.37 92.90 92.62 93.91 93.81 92.63 92.62",
-    },
-    "CIFAR-100": {10: "70.34 69.63 70.25 75.36 74.96 70.39 70.32"},
-    "PathMNIST": {10: "90.04 32.42 88.48 92.95 75.17 88.59 88.34"},
-    "DermaMNIST": {10: "74.17 68.18 74.16 75.76 69.73 73.92 73.17"},
-    "CelebA": {10: "92.91 53.19 93.06 93.44 93.47 93.02 93.04"},
-    "TinyImageNet": {10: "59.90 62.31 61.95 63.28 63.53 63.53 63.58"},
-    "ChestXRay (AUROC)": {10: "80.66 79.29 80.43 81.77 81.07 80.43 80.43"},
-}
-#: Table 10: TinyImageNet x100, by number of models: Perf Ave, x100, the columns above from Uni Soups on.
-PUBLISHED_X100 = {
-    2: "59.87 5.60 6.70 6.99 1.59 6.94 6.45 1.52 6.96",
-    10: "59.90 4.81 6.86 6.92 0.13 6.92 6.22 0.11 6.95",
-}
-#: Table 3: model 2's data -> model 2 alone, uniform, logits, features, all on CIFAR-100 (model 1: 70.37).
-PUBLISHED_ACROSS = {
-    "CIFAR-10": "5.84 49.63 69.93 69.93",
-    "PathMNIST": "1.29 24.25 69.88 70.00",
-    "DermaMNIST": "5.77 60.37 69.06 69.36",
-    "CelebA": "1.03 49.33 69.48 69.61",
-    "TinyImageNet": "18.16 61.02 58.40 58.52",
-    "ChestXRay": "15.18 61.38 68.18 68.33",
-}
-
-
 SPREAD = {
     "largest": "max of average",
     "largest_mean": "mean of max",
@@ -66,6 +37,8 @@ def write(results: Path, out: Path) -> None:
     """Write the page: what stands above `<!-- results -->` stays, what is below is made again."""
     found = {p.stem: json.loads(p.read_text())["found"] for p in sorted(results.glob("*.json"))}
     head = out.read_text().partition("<!-- results -->")[0] if out.exists() else ""
+    figures.gaps(found, results / "gap.svg")
+    figures.batches(found, "vgg19", results / "batches.svg")
     parts = [part for part in (_averages(found), _gaps(found), _magnitudes(found), _bounds(found), _patterns(found),
                                _across(found), _statistics(found), _costs(results)) if part]  # fmt: skip
     out.write_text(head + "<!-- results -->\n\n" + "\n\n".join(parts) + "\n")
@@ -94,7 +67,7 @@ def _averages(found: Mapping[str, Any]) -> str:
             continue
         _, net, task = name.split("-", 2)
         for protocol in ("correct", "rethink"):
-            for number, scores in one[protocol].items():
+            for number, scores in one.get(protocol, {}).items():
                 ways = [scores[way] for way in WAYS]
                 ways[0] = f"{scores['single']:.2f} ± {scores['spread']:.2f}"
                 averaged = scores.get("uniform, averaged statistics")
@@ -113,7 +86,7 @@ def _averages(found: Mapping[str, Any]) -> str:
     ]
     paper = [
         ["VGG19", data, "paper", n, *_published(t), None, None]
-        for data, own in PUBLISHED.items()
+        for data, own in published.AVERAGES.items()
         for n, t in own.items()
     ]
     return "\n".join(
@@ -121,7 +94,8 @@ def _averages(found: Mapping[str, Any]) -> str:
             "## Weights against features",
             "",
             "Per cent on the test split: accuracy, for `overlaid` the mean AUROC of its labels. `±` is the",
-            "standard deviation of the single models. The paper's rows are below ours.",
+            "standard deviation of the single models; `soup of`: members of the greedy soup. The paper's rows are",
+            "below ours. `text`: a substitute for GLUE, of which the paper has no rows.",
             "",
             _rows(head, [*rows, *paper]),
         ]
@@ -130,13 +104,13 @@ def _averages(found: Mapping[str, Any]) -> str:
 
 def _gaps(found: Mapping[str, Any]) -> str:
     rows: list[list[object]] = []
-    for name, one in found.items():
-        if name.startswith("average-") and name.endswith("-cifar10"):
-            for protocol in ("correct", "rethink"):
-                own = one[protocol]
-                gaps = [s["logits"] - s["uniform"] for s in own.values()]
-                rows.append([name.split("-")[1], protocol, *gaps])
-                numbers = list(own)
+    shown = {n: one for n, one in found.items() if n.startswith("average-") and n.endswith("-cifar10")}
+    numbers = sorted({int(n) for one in shown.values() for n in one["correct"]})
+    for name, one in shown.items():
+        for protocol in ("correct", "rethink"):
+            own = one[protocol]
+            gaps = [own[n]["logits"] - own[n]["uniform"] if n in own else None for n in map(str, numbers)]
+            rows.append([name.split("-")[1], protocol, *gaps])
     if not rows:
         return ""
     return "\n".join(
@@ -146,6 +120,8 @@ def _gaps(found: Mapping[str, Any]) -> str:
             "Ens Lgt less Uni Soups, in points, over depth (rows) and number of models (columns), CIFAR-10.",
             "",
             _rows(["network", "protocol", *(f"{n} models" for n in numbers)], rows),
+            "",
+            "![the gap over the number of models](results/gap.svg)",
         ]
     )
 
@@ -179,7 +155,7 @@ def _magnitudes(found: Mapping[str, Any]) -> str:
             parts += [f"### {name.split('-')[1]}, scope: {scope}", "", _rows(head, rows), ""]
     if not parts:
         return ""
-    paper = [["VGG19, TinyImageNet", n, *map(float, t.split())] for n, t in PUBLISHED_X100.items()]
+    paper = [["VGG19, TinyImageNet", n, *map(float, t.split())] for n, t in published.X100.items()]
     head = ["", "models", "Perf Ave", "x100 Perf", *list(WAYS.values())[1:]]
     return "\n".join(
         [
@@ -187,8 +163,10 @@ def _magnitudes(found: Mapping[str, Any]) -> str:
             "",
             "Accuracy in per cent and, in brackets, the per cent of answers that are not finite. *no biases*: the",
             "same networks without any bias behind the first layer. The last two columns are the paper's scatter",
-            "plot: over batches of 100, the correlation of the soup's and the ensemble's accuracy, and the share of",
+            "plot: over batches of 25, the correlation of the soup's and the ensemble's accuracy, and the share of",
             "batches in which the ensemble is better.",
+            "",
+            "![batches at x1 and x100](results/batches.svg)",
             "",
             *parts,
             "The paper, table 10, all weights times 100:",
@@ -275,7 +253,7 @@ def _across(found: Mapping[str, Any]) -> str:
     for protocol, own in found["across"].items():
         rows += [[task, protocol, s["first"], *(s[k] for k in keys)] for task, s in own.items()]
     rows += [
-        [data, "paper (CIFAR-100)", 70.37, *map(float, t.split())] for data, t in PUBLISHED_ACROSS.items()
+        [data, "paper (CIFAR-100)", 70.37, *map(float, t.split())] for data, t in published.ACROSS.items()
     ]
     return "\n".join(
         [
@@ -292,38 +270,43 @@ def _across(found: Mapping[str, Any]) -> str:
 
 
 def _statistics(found: Mapping[str, Any]) -> str:
-    parts: list[str] = []
-    for name, one in found.items():
-        if not name.startswith("statistics-"):
-            continue
-        rows = [[k, v] for k, v in one["five siblings"].items() if k != "examples"]
-        parts += [
-            f"### {name.split('-')[1]}: five siblings on CIFAR-10, test",
-            "",
-            _rows(["", "accuracy"], rows),
-            "",
+    shown = {n.removeprefix("statistics-"): o for n, o in found.items() if n.startswith("statistics-")}
+    if not shown:
+        return ""
+    ways = next(iter(shown.values()))
+    rows: list[list[object]] = [[way, *(one[way][1] for one in shown.values())] for way in ways]
+    for family in ("fisher", "reg-mean"):
+        best = [
+            max((w for w in o if w.startswith(family)), key=lambda w, o=o: o[w][0]) for o in shown.values()
         ]
-        rows = []
-        for donor, own in one.items():
-            if donor.startswith("donor"):
+        told = [o[w][1] for w, o in zip(best, shown.values(), strict=True)]
+        rows.append([f"**{family}, chosen on validation**", *told])
+    parts = [
+        "## Fisher information and Gram matrices",
+        "",
+        "Five siblings with a head each; test, per cent:",
+        "",
+        _rows(["", *shown], rows),
+        "",
+    ]
+    rows, shares = [], []
+    for name, one in found.items():
+        if name.startswith("donors-"):
+            for donor, own in one.items():
                 for method, told in own.items():
                     curve = told["validation and test by share"]
-                    rows.append(
-                        [
-                            donor,
-                            method,
-                            told["chosen"],
-                            told["test"],
-                            *(f"{t:.1f}" for _, t in curve.values()),
-                        ]
-                    )
                     shares = list(curve)
+                    tests = [f"{t:.1f}" for _, t in curve.values()]
+                    rows.append(
+                        [name.removeprefix("donors-"), donor, method, told["chosen"], told["test"], *tests]
+                    )
+    if rows:
         parts += [
             "A model of another task as a donor, the target's head kept; its share is chosen on validation:",
             "",
-            _rows(["", "method", "chosen share", "test", *(f"test at {s}" for s in shares)], rows),
+            _rows(["target", "donor", "method", "share", "test", *(f"test at {s}" for s in shares)], rows),
         ]
-    return "\n".join(["## Fisher information and Gram matrices", "", *parts]) if parts else ""
+    return "\n".join(parts).rstrip()
 
 
 def _costs(results: Path) -> str:

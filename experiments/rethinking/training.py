@@ -32,7 +32,7 @@ class Recipe:
     """
 
     base: int = 8
-    trunk: int = 6
+    trunk: int = 10
     tuned: int = 3
     rate: float = 0.03
     models: int = 10
@@ -49,18 +49,38 @@ def loss_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def train(
-    net: nn.Module, task: Task, *, epochs: int, rate: float, seed: int, device: str, adam: bool
+    net: nn.Module,
+    task: Task,
+    *,
+    epochs: int,
+    rate: float,
+    seed: int,
+    device: str,
+    adam: bool,
+    mirrored: bool = False,
 ) -> float:
-    """Train in place with momentum (transformers: Adam), without augmentation; the rate rises for a fifth, then falls.
+    """Train in place with momentum (transformers: Adam); the rate rises for a fifth of the steps, then falls.
+
+    Args:
+        net: what is trained.
+        task: on whose training images.
+        epochs: passes over them.
+        rate: the largest.
+        seed: of their order, of dropout and of mirroring.
+        device: where.
+        adam: AdamW, at a twentieth of the rate.
+        mirrored: half of the images are shown left to right, drawn anew each time; there is no other augmentation.
 
     Returns:
         Seconds.
     """
     images, targets = task.splits["train"]
     images, targets = task.normalised(images).to(device), targets.to(device)
+    if images.ndim == 4:
+        images = images.contiguous(memory_format=torch.channels_last)  # a fifth faster
     began, size = time.perf_counter(), 64
     steps = epochs * (len(images) // size)
-    net.to(device).train()
+    net.to(device, memory_format=torch.channels_last).train()
     if adam:
         moving: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), rate / 20, weight_decay=0.01)
     else:
@@ -69,22 +89,33 @@ def train(
         moving, lambda s: min((s + 1) / (0.2 * steps), max(1 - (s - 0.2 * steps) / (0.8 * steps), 0.01))
     )
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # of dropout
+    torch.manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for rows in order[: len(order) // size * size].split(size):
-            loss = loss_of(task, net(images[rows]), targets[rows])
+            shown = images[rows]
+            if mirrored:
+                shown = torch.where(
+                    (torch.rand(size) < 0.5).to(device).view(-1, 1, 1, 1), shown.flip(3), shown
+                )
+            loss = loss_of(task, net(shown), targets[rows])
             moving.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             moving.step()
             shape.step()
-    net.eval().cpu()
+    net.eval().to("cpu", memory_format=torch.contiguous_format)
     return time.perf_counter() - began
 
 
 def trunk(name: str, data: Data, recipe: Recipe, folder: Path) -> Narrow:
-    """The trained trunk of a network, with the head that it was trained with."""
+    """The trained trunk of a network, with the head that it was trained with.
+
+    That of a VGG without batch norms is the one with, its norms folded in: from scratch, nineteen plain layers learn
+    next to nothing in minutes.
+    """
+    if nets.plain(name):
+        return nets.folded(trunk(f"{name}_bn", data, recipe, folder), name, data.trunk.outputs, recipe.base)
     net = nets.build(name, data.trunk.outputs, recipe.base)
     path = folder / f"trunk-{name}.safetensors"
     if path.exists():
@@ -98,7 +129,8 @@ def trunk(name: str, data: Data, recipe: Recipe, folder: Path) -> Narrow:
         rate=recipe.rate,
         seed=0,
         device=recipe.device,
-        adam=name == "vit",
+        adam=name in nets.ADAM,
+        mirrored=name not in nets.TEXT,
     )
     images, targets = (t[:1000] for t in data.trunk.splits["train"])
     with torch.no_grad():
@@ -127,7 +159,7 @@ def tuned(
                 rate=recipe.rate / 2,
                 seed=1000 + seed,
                 device=recipe.device,
-                adam=name == "vit",
+                adam=name in nets.ADAM,
             )
             files.save(net.state_dict(), path)
             print(f"{path.stem}: {seconds:.0f} s", flush=True)

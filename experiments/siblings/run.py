@@ -1,6 +1,6 @@
 """Four fine-tunings of one network: soups, ensembles, WiSE-FT and the angle proxy, on images that none has seen.
 
-    python experiments/siblings/run.py --checkpoints FOLDER --data cifar10:FOLDER
+    python experiments/siblings/run.py --checkpoints FOLDER --data cifar10:FOLDER --kept FOLDER
 
 The siblings (`sib_a1` to `sib_a4`) and their base (`vgg16bn_s1`) were trained on all 50,000 training images, so
 that no validation split of those can choose between them: what fits its training images best would win. So the
@@ -17,118 +17,33 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import proxy
 import torch
-from scipy.stats import spearmanr
-from torch import Tensor, nn
+from answers import BASE, SEEN, SIBLINGS, Answers, State, Table, halves
+from torch import Tensor
 
 import isthmus
-from isthmus import measure, progress, weights, zoo
-from isthmus.measure import cost, logits_of
-from isthmus.program import batches
+from isthmus import progress, weights, zoo
+from isthmus.measure import cost
 from isthmus.search.fitting import Fitted
 
 HERE = Path(__file__).parent
-SIBLINGS = ("sib_a1", "sib_a2", "sib_a3", "sib_a4")
-BASE = "vgg16bn_s1"
-SEEN = 5000
 CALIBRATION = 1000
-
-#: row -> (ImageNet, mean of five shifts) of 72 CLIP ViT-B/32; Wortsman et al. 2022 (learned: their released results).
-CLIP = {
-    "best single": "80.38 / 47.83",
-    "uniform soup": "79.97 / 51.45",
-    "greedy soup": "81.03 / 50.75",
-    "learned soup, by tensor": "81.38 / -",
-    "ensemble of logits": "81.19 / 50.77",
-}
-#: row -> CIFAR-10 of ten VGG19; "Rethinking Weight-Averaged Model-merging", Table 1.
-RETHINKING = {
-    "mean of the four": "92.37",
-    "uniform soup": "92.90",
-    "greedy soup": "92.62",
-    "ensemble of logits": "93.91",
-    "ensemble of features, mean head": "93.81",
-    "greedy soup's members, logits": "92.63",
-    "greedy soup's members, features": "92.62",
-}
-
-State = Mapping[str, Tensor]
-
-
-class Answers:
-    """Logits of whatever is asked, on one set of images, each computed once."""
-
-    def __init__(self, model: nn.Module, loader: zoo.Loader):
-        self.model, self.batches = model, list(batches(loader))
-        self.targets = torch.cat([b.targets for b in self.batches if b.targets is not None])
-        self.known: dict[str, Tensor] = {}
-
-    def of(self, state: State) -> Tensor:
-        key = weights.digest(state)
-        if key not in self.known:
-            self.known[key] = self.run(self.model, state)
-        return self.known[key]
-
-    def run(self, model: nn.Module, state: State | None = None) -> Tensor:
-        with measure.answering(model, state) as ask:
-            return torch.cat([logits_of(ask(batch)) for batch in self.batches])
-
-    def accuracy(self, logits: Tensor, chosen: Tensor) -> float:
-        return float((logits[chosen].argmax(1) == self.targets[chosen]).double().mean())
-
-
-class Table:
-    """Accuracy where it was chosen and where it is reported, a column per split."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[float, float]]] = {}
-        self.notes: dict[str, list[str]] = {}
-        self.costs: dict[str, list[tuple[float, float]]] = {}
-
-    def add(self, name: str, chosen: float, reported: float, note: str = "") -> None:
-        self.rows.setdefault(name, []).append((chosen, reported))
-        if note:
-            self.notes.setdefault(name, []).append(note)
-
-    def lines(self) -> list[str]:
-        made = [
-            "| way | chosen on, % | reported on, % | parameters | FLOPs | consists of | CLIP B/32 | VGG19 x10 |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for name, values in self.rows.items():
-            chosen, reported = zip(*values, strict=True)
-            parameters, flops = map(statistics.fmean, zip(*self.costs.get(name, [(1.0, 1.0)]), strict=True))
-            told = "; ".join(dict.fromkeys(self.notes.get(name, [])))
-            made.append(
-                f"| {name} | {_spread(chosen)} | {_spread(reported)} | {parameters:.2f} | {flops:.2f} | {told} | "
-                f"{CLIP.get(name, '')} | {RETHINKING.get(name, '')} |"
-            )
-        return made
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = 100 * statistics.fmean(values)
-    return f"{mean:.2f}" if len(values) < 2 else f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}"
-
-
-def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[: count // 2], order[count // 2 :]
 
 
 class Siblings:
     """The models, and every search over them on one split after another."""
 
-    def __init__(self, folder: Path, data: zoo.Dataset, learned: int, limit: int | None):
+    def __init__(self, folder: Path, data: zoo.Dataset, learned: int, limit: int | None, kept: Path):
         self.model = zoo.build("vgg16", base=16, norm="bn").eval()
         self.paths = [folder / f"{name}.safetensors" for name in SIBLINGS]
         self.base = folder / f"{BASE}.safetensors"
         self.states = [dict(Fitted(weights.open(path), self.model)) for path in self.paths]
-        self.answers = Answers(self.model, data.loader("test", batch_size=500, limit=limit))
-        self.seen = Answers(self.model, data.loader("validation", batch_size=500, limit=limit))
+        self.answers = Answers(self.model, data.loader("test", batch_size=500, limit=limit), kept / "test")
+        self.seen = Answers(self.model, data.loader("validation", batch_size=500, limit=limit), kept / "seen")
         self.calibration = data.loader("train", batch_size=250, limit=CALIBRATION)
         self.data, self.learned = data, learned
         self.program = isthmus.export(self.model, self.answers.batches[0].args)
@@ -229,11 +144,10 @@ class Siblings:
         self._cost("own greedy ensemble", picked)
 
     def _features(self, members: Sequence[int], head: str | int) -> Tensor:
-        key = f"features {tuple(members)} {head}"
-        if key not in self.answers.known:
-            joined = self._joined(members, of="features", head=head)
-            self.answers.known[key] = self.answers.run(joined)
-        return self.answers.known[key]
+        key = f"features-{'-'.join(SIBLINGS[i] for i in members)}-{head}"
+        return self.answers.asked(
+            key, lambda: self.answers.run(self._joined(members, of="features", head=head))
+        )
 
     def _joined(self, members: Sequence[int], **options: object) -> isthmus.Ensemble:
         return isthmus.Ensemble(self.program, [self.states[i] for i in members], **options)  # type: ignore[arg-type]
@@ -245,30 +159,6 @@ class Siblings:
             found = cost(self._joined(members, **options), self.answers.batches[0]).over(self.unit)
             self.ratios[key] = (found[0].value, found[1].value)
         self.table.costs.setdefault(name, []).append(self.ratios[key])
-
-    def angles(self) -> list[str]:
-        """The proxy's order of pairs, beside what their means gain."""
-        found = isthmus.angles(self.paths, self.base)
-        everything = torch.arange(len(self.answers.targets))
-        gains: list[float] = []
-        rows: list[str] = []
-        for first, second, degrees in found.pairs:
-            i, j = SIBLINGS.index(first), SIBLINGS.index(second)
-            mean = isthmus.combine([self.states[i], self.states[j]])
-            ends = [self.answers.accuracy(self.answers.of(self.states[k]), everything) for k in (i, j)]
-            gain = 100 * (self.answers.accuracy(self.answers.of(mean), everything) - statistics.fmean(ends))
-            gains.append(gain)
-            rows.append(f"| {first}, {second} | {degrees:.2f} | {gain:+.2f} |")
-        correlation = statistics.correlation([d for *_, d in found.pairs], gains)
-        ranks = float(spearmanr([d for *_, d in found.pairs], gains).statistic)
-        size = f"{found.counted:,} numbers each; gains on all {len(everything):,} test images"
-        return [
-            "| pair | angle, ° | gain of the mean over the mean of the two, points |",
-            "|---|---|---|",
-            *rows,
-            "",
-            f"Correlation {correlation:.2f}, of ranks {ranks:.2f}, over {len(gains)} pairs ({size}).",
-        ]
 
     def by_seen_images(self) -> list[str]:
         """What a choice by images that the models were trained on comes to."""
@@ -305,14 +195,14 @@ def _parts(found: isthmus.Searched) -> str:
     return ", ".join(f"{name.removeprefix('sib_')} {part:.2f}" for name, part in parts.items())
 
 
-def write(work: Siblings, seeds: int, seconds: float) -> None:
+def write(work: Siblings, seeds: int) -> None:
     page = HERE / "README.md"
     notes = page.read_text().split("<!-- notes -->")[-1] if page.exists() else "\n"
     lines = [
         "# Siblings: four fine-tunings of one network",
         "",
-        "Made by `python experiments/siblings/run.py --checkpoints FOLDER --data cifar10:FOLDER`.",
-        f"{seconds / 60:.1f} minutes of CPU time. Narrow VGG16 with BatchNorm, fine-tuned four times from one",
+        "Made by `python experiments/siblings/run.py --checkpoints FOLDER --data cifar10:FOLDER --kept FOLDER`.",
+        "Narrow VGG16 with BatchNorm, fine-tuned four times from one",
         "checkpoint; CIFAR-10, chance 10 %. Half of the 10,000 test images chooses, the other half reports: mean ±",
         f"standard deviation over {seeds} random splits (learned soups: {min(work.learned, seeds)}). Parameters and",
         "FLOPs are relative to one model. Published beside: 72 CLIP ViT-B/32, ImageNet / mean of five shifts, of",
@@ -325,7 +215,7 @@ def write(work: Siblings, seeds: int, seconds: float) -> None:
         "",
         "## The angle proxy",
         "",
-        *work.angles(),
+        *proxy.lines(work.paths, work.base, work.states, work.answers),
         "",
         "## Chosen by images that the models have seen",
         "",
@@ -349,6 +239,9 @@ def main() -> None:
     )
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--data", required=True, help="cifar10:FOLDER or npz:FILE")
+    parser.add_argument(
+        "--kept", type=Path, required=True, help="folder for logits: started again, it goes on"
+    )
     parser.add_argument("--splits", type=int, default=5, help="random halves of the test images")
     parser.add_argument("--learned", type=int, default=1, help="splits on which learned soups are run")
     parser.add_argument("--test", type=int, default=None, help="test images; all where not given")
@@ -356,15 +249,15 @@ def main() -> None:
     progress.enable()
     start = time.process_time()
     data = zoo.open_data(options.data).split(validation=SEEN, seed=0)
-    work = Siblings(options.checkpoints, data, options.learned, options.test)
+    work = Siblings(options.checkpoints, data, options.learned, options.test, options.kept)
     for seed in range(options.splits):
         work.split(seed)
         print(f"split {seed}: {time.process_time() - start:.0f} s of CPU", flush=True)
-    write(work, options.splits, time.process_time() - start)
+    write(work, options.splits)
     for seed in range(min(options.learned, options.splits)):
         work.learn(seed)
         print(f"learned {seed}: {time.process_time() - start:.0f} s of CPU", flush=True)
-        write(work, options.splits, time.process_time() - start)
+        write(work, options.splits)
 
 
 if __name__ == "__main__":
