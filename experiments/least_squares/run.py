@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from common.bench import Batches, Results
-from common.page import spread, table, write
+from common.page import spread, table
 from torch import Tensor
 
 import isthmus
@@ -57,6 +57,9 @@ TRIED: dict[str, dict[str, object]] = {
 ALIGNMENTS = ("none", "weight-matching", "activation-matching", "zipit", "cca", "transport")
 
 Repair = str | dict[str, object] | None
+
+#: What stands below this in the page is written by hand.
+NOTES = "<!-- notes -->"
 
 
 class Pair:
@@ -207,7 +210,10 @@ def page(every: dict[str, list[Results]], varied: Results | None) -> None:
                 ],
             ),
         ]
-    write(HERE, HEAD, sections)
+    where = HERE / "README.md"
+    notes = where.read_text().split(NOTES)[-1] if where.exists() else "\n"
+    lines = [line for section in sections for line in (*section, "")]
+    where.write_text("\n".join([HEAD.strip(), "", *lines]) + f"\n{NOTES}{notes}")
 
 
 def _both(found: dict[str, object]) -> list[str]:

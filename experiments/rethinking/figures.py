@@ -2,86 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: Colours that are told apart in both modes and with colour-blind eyes (Okabe and Ito).
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+mpl.use("Agg")
+
+#: Colours that are told apart with colour-blind eyes (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-DASHES = ("none", "6 4")
-WIDTH, HEIGHT, EDGE = 420, 300, 46
-
-
-class Plot:
-    """One plot: points in data coordinates, drawn as they come.
-
-    Args:
-        title: above it.
-        axes: what is across and upward.
-        across, upward: least and largest value shown.
-    """
-
-    def __init__(
-        self, title: str, axes: tuple[str, str], across: tuple[float, float], upward: tuple[float, float]
-    ):
-        self._across, self._upward = across, upward
-        low, right = HEIGHT - EDGE, WIDTH - 12
-        turned = f"translate(12 {(30 + low) / 2}) rotate(-90)"
-        self.parts = [
-            f'<text x="{EDGE}" y="18" font-weight="600">{escape(title)}</text>',
-            f'<text x="{(EDGE + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(axes[0])}</text>',
-            f'<text transform="{turned}" text-anchor="middle">{escape(axes[1])}</text>',
-            f'<path d="M{EDGE} 30V{low}H{right}" fill="none" stroke="#888"/>',
-        ]
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        (a, b), (c, d) = self._across, self._upward
-        return (
-            EDGE + (x - a) / ((b - a) or 1) * (WIDTH - 12 - EDGE),
-            HEIGHT - EDGE - (y - c) / ((d - c) or 1) * (HEIGHT - EDGE - 30),
-        )
-
-    def ticks(self, across: Sequence[float], upward: Sequence[float]) -> None:
-        for value in across:
-            x, y = self.place(value, self._upward[0])
-            self.parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{value:g}</text>')
-        for value in upward:
-            x, y = self.place(self._across[0], value)
-            self.parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-
-    def line(
-        self, points: Sequence[tuple[float, float]], colour: str, dash: str = "none", width: float = 2
-    ) -> None:
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (self.place(*p) for p in points))
-        self.parts.append(
-            f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
-        )
-
-    def dots(self, points: Sequence[tuple[float, float]], colour: str) -> None:
-        for x, y in (self.place(*p) for p in points):
-            self.parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}" fill-opacity=".6"/>'
-            )
-
-
-def sheet(plots: Sequence[Plot], keys: Sequence[tuple[str, str, str]], path: Path) -> None:
-    """Plots side by side with one key (name, colour, dash) below, as a file."""
-    rows = -(-len(keys) // 4)
-    width, height = WIDTH * len(plots), HEIGHT + 20 * rows + 8
-    body = [f'<g transform="translate({WIDTH * i} 0)">{"".join(p.parts)}</g>' for i, p in enumerate(plots)]
-    for i, (name, colour, dash) in enumerate(keys):
-        x, y = EDGE + (i % 4) * (width - EDGE) / 4, HEIGHT + 14 + 20 * (i // 4)
-        body.append(
-            f'<path d="M{x} {y - 4}h24" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"/>'
-        )
-        body.append(f'<text x="{x + 30}" y="{y}">{escape(name)}</text>')
-    path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="12" fill="#444"><rect width="100%" height="100%" fill="#fff"/>'
-        + "".join(body)
-        + "</svg>\n"
-    )
 
 
 def gaps(found: Mapping[str, Any], path: Path) -> None:
@@ -93,25 +25,22 @@ def gaps(found: Mapping[str, Any], path: Path) -> None:
     }
     if not nets:
         return
-    styles: dict[str, tuple[str, str]] = {}
-    for index, name in enumerate(sorted({n.removesuffix("_bn") for n in nets})):
-        for net in (name, f"{name}_bn"):
-            styles[net] = COLOURS[index % len(COLOURS)], DASHES[net.endswith("_bn")]
-    plots: list[Plot] = []
-    for protocol in ("correct", "rethink"):
-        lines = {
-            name: [(float(n), s["logits"] - s["uniform"]) for n, s in one[protocol].items()]
-            for name, one in nets.items()
-        }
-        values = [y for points in lines.values() for _, y in points]
-        low, high = min(0.0, *values), max(values)
-        plot = Plot(protocol, ("models", "Ens Lgt less Uni Soups, points"), (2, 10), (low, high))
-        step = next(s for s in (0.5, 1, 2, 5, 10, 20) if (high - low) / s <= 6)
-        plot.ticks((2, 3, 5, 7, 10), [step * k for k in range(int(low // step) + 1, int(high // step) + 1)])
-        for name, points in lines.items():
-            plot.line(points, *styles[name])
-        plots.append(plot)
-    sheet(plots, [(name, *styles[name]) for name in sorted(nets)], path)
+    families = sorted({name.removesuffix("_bn") for name in nets})
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for protocol, plot in zip(("correct", "rethink"), axes, strict=True):
+        for name, one in sorted(nets.items()):
+            points = [(int(n), s["logits"] - s["uniform"]) for n, s in one[protocol].items()]
+            colour = COLOURS[families.index(name.removesuffix("_bn")) % len(COLOURS)]
+            style = "--" if name.endswith("_bn") else "-"
+            label = name if protocol == "correct" else None
+            plot.plot(*zip(*points, strict=True), style, color=colour, label=label)
+        plot.axhline(0, color="#888888", linewidth=0.8)
+        plot.set(
+            title=protocol, xlabel="models", ylabel="Ens Lgt less Uni Soups, points", xticks=(2, 3, 5, 7, 10)
+        )
+        plot.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    _save(figure, path)
 
 
 def batches(found: Mapping[str, Any], name: str, path: Path) -> None:
@@ -119,16 +48,19 @@ def batches(found: Mapping[str, Any], name: str, path: Path) -> None:
     if f"magnitude-{name}" not in found:
         return
     own = found[f"magnitude-{name}"]["everything"]
-    plots: list[Plot] = []
-    for precision, factor in (("float32", "1"), ("float32", "100"), ("float64", "100")):
-        pairs = [(x, y) for x, y in own[precision][factor]["scatter"]["pairs"]]
-        low, high = min(min(p) for p in pairs), max(max(p) for p in pairs)
-        low, high = 10 * (low // 10), 10 * (high // 10 + 1)
-        plot = Plot(
-            f"x{factor}, {precision}", ("uniform soup, %", "ensemble of logits, %"), (low, high), (low, high)
-        )
-        plot.ticks((low, high), (low, high))
-        plot.line([(low, low), (high, high)], "#BBB", width=1)
-        plot.dots(pairs, COLOURS[0])
-        plots.append(plot)
-    sheet(plots, [], path)
+    places = (("float32", "1"), ("float32", "100"), ("float64", "100"))
+    figure, axes = plt.subplots(1, len(places), figsize=(9, 3.2), layout="constrained")
+    for (precision, factor), plot in zip(places, axes, strict=True):
+        soups, ensembles = zip(*own[precision][factor]["scatter"]["pairs"], strict=True)
+        ends = min(*soups, *ensembles), max(*soups, *ensembles)
+        plot.plot(ends, ends, color="#BBBBBB", linewidth=1)
+        plot.scatter(soups, ensembles, s=14, color=COLOURS[0], alpha=0.6)
+        plot.set(title=f"x{factor}, {precision}", xlabel="uniform soup, %", ylabel="ensemble of logits, %")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """The same numbers give the same bytes."""
+    with plt.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    plt.close(figure)
