@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -165,6 +165,33 @@ def written(
         if key in new:
             out[key] = work[key]
     return out
+
+
+def from_weights(
+    method: str,
+    program: Program,
+    given: Mapping[str, Tensor],
+    work: Mapping[str, Tensor],
+    changes: Sequence[Change],
+    skipped: dict[str, str],
+    *,
+    notes: tuple[str, ...] = (),
+    settings: Mapping[str, object] | None = None,
+) -> Repaired:
+    """The result of a repair that looked at no activation."""
+    return Repaired(
+        method=method,
+        weights=written(program, given, work, changes, {}),
+        program=program,
+        changed=in_order(program, changes),
+        scale_only=(),
+        skipped=skipped,
+        mode="none",
+        examples=0,
+        batch_size=0,
+        notes=notes,
+        settings=settings or {},
+    )
 
 
 def in_order(program: Program, changes: Iterable[Change]) -> dict[str, Change]:

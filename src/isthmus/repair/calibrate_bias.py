@@ -10,7 +10,7 @@ from torch import Tensor
 from isthmus.errors import InputError
 from isthmus.features import placed
 from isthmus.program import Program
-from isthmus.repair.affine import in_order, written
+from isthmus.repair.affine import from_weights
 from isthmus.repair.homogeneity import degrees
 from isthmus.repair.result import Change, Repaired
 from isthmus.repair.shares import check_shares
@@ -85,14 +85,4 @@ def calibrate_bias(
         work[key] = sum((w * part for w, part in parts), torch.zeros_like(parts[0][1])).to(work[key])
         gain = work[key].double().norm().item() / before if before else 1.0
         changes.append(Change(value, program.module_of(value), "bias", (gain, gain, gain), 0, (key,)))
-    return Repaired(
-        method="calibrate-bias",
-        weights=written(program, weights, work, changes, {}),
-        program=program,
-        changed=in_order(program, changes),
-        scale_only=(),
-        skipped=skipped,
-        mode="none",
-        examples=0,
-        batch_size=0,
-    )
+    return from_weights("calibrate-bias", program, weights, work, changes, skipped)

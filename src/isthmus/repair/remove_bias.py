@@ -11,7 +11,7 @@ from torch import Tensor
 from isthmus.errors import InputError
 from isthmus.features import placed
 from isthmus.program import Program
-from isthmus.repair.affine import in_order, written
+from isthmus.repair.affine import from_weights
 from isthmus.repair.result import Change, Repaired
 from isthmus.repair.table import REPAIRS
 from isthmus.repair.writers import biases, kept_apart, levels, statistics_of
@@ -89,18 +89,8 @@ def remove_bias(
             continue
         work[key] = torch.zeros_like(work[key])
         changes.append(Change(value, program.module_of(value), "bias", (0.0, 0.0, 0.0), 0, (key,)))
-    return Repaired(
-        method="remove-bias",
-        weights=written(program, weights, work, changes, {}),
-        program=program,
-        changed=in_order(program, changes),
-        scale_only=(),
-        skipped=skipped,
-        mode="none",
-        examples=0,
-        batch_size=0,
-        notes=notes,
-        settings={end: number},
+    return from_weights(
+        "remove-bias", program, weights, work, changes, skipped, notes=notes, settings={end: number}
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from isthmus.errors import InputError
 from isthmus.features import placed
 from isthmus.program import Program
-from isthmus.repair.affine import in_order, written
+from isthmus.repair.affine import from_weights
 from isthmus.repair.result import Change, Repaired
 from isthmus.repair.selection import Outputs, select
 from isthmus.repair.shares import check_shares
@@ -77,17 +77,7 @@ def rescale_parameters(
         gain = min(factors[0], max_gain)
         module = program.module_of(value)
         changes.append(Change(value, module, "weight", (gain, gain, gain), clamped, tuple(into)))
-    return Repaired(
-        method="rescale-parameters",
-        weights=written(program, weights, work, changes, {}),
-        program=program,
-        changed=in_order(program, changes),
-        scale_only=(),
-        skipped=skipped,
-        mode="none",
-        examples=0,
-        batch_size=0,
-    )
+    return from_weights("rescale-parameters", program, weights, work, changes, skipped)
 
 
 def _ratio(merged: Tensor, parents: Sequence[Tensor], shares: Sequence[float]) -> float:

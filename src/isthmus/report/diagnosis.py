@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isthmus.report import text
-from isthmus.report.page import TEMPLATE, page_template
+from isthmus.report.page import page_template
 from isthmus.report.plots import Spec, figures_json, plain, plotly_js
-from isthmus.report.theme import DARK, FONT, LIGHT, THEMES, Theme, template
+from isthmus.report.theme import THEMES, Theme, template
 from isthmus.report.write import write_text
 
 if TYPE_CHECKING:  # the rest of this room imports no torch
@@ -58,10 +58,6 @@ def render_diagnosis(
         command=command,
         figures=figures,
         plotly=plotly_js() if figures else "",
-        themes={"light": LIGHT, "dark": DARK},
-        font=FONT,
-        css=(TEMPLATE / "page.css").read_text(encoding="utf-8"),
-        script=(TEMPLATE / "page.js").read_text(encoding="utf-8"),
     )
     return write_text(path, page)
 

@@ -50,7 +50,7 @@ def render(results: Results, path: str | os.PathLike[str]) -> Path:
 
 
 def page_template(name: str) -> jinja2.Template:
-    """A page's template, in which what is left out is an error and every value is escaped.
+    """A page's template with the house's look; what is left out is an error, and every value is escaped.
 
     Raises:
         MissingExtraError: jinja2 is not installed (the extra `report`).
@@ -69,7 +69,13 @@ def page_template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["name"] = text.name
-    return environment.get_template(name)
+    house = {
+        "themes": {"light": LIGHT, "dark": DARK},
+        "font": FONT,
+        "css": (TEMPLATE / "page.css").read_text(encoding="utf-8"),
+        "script": (TEMPLATE / "page.js").read_text(encoding="utf-8"),
+    }
+    return environment.get_template(name, globals=house)
 
 
 def page(results: Results) -> str:
@@ -91,11 +97,7 @@ def page(results: Results) -> str:
         not_finite=[text.name(where) for where in results.not_finite()],
         settings=[(text.name(s.name), text.name(text.value(s.value)), s.default) for s in results.settings],
         strokes=[STROKES[dash] for dash in DASHES],
-        themes={"light": LIGHT, "dark": DARK},
-        font=FONT,
         short=text.short,
-        css=(TEMPLATE / "page.css").read_text(encoding="utf-8"),
-        script=(TEMPLATE / "page.js").read_text(encoding="utf-8"),
     )
 
 
