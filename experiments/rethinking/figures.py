@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 mpl.use("Agg")
 
 #: Colours that are told apart with colour-blind eyes (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 
 
 def gaps(found: Mapping[str, Any], path: Path) -> None:
