@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.errors import InputError
 from isthmus.measure import reusable
 from isthmus.program import Cut
-from isthmus.registry import Method
-from isthmus.repair.by_name import Asked, needs_of
+from isthmus.registry import Asked, name_of
+from isthmus.repair.by_name import needs_of
 
 #: How models are brought together: a method, an alignment made before or the file of one, or not at all.
 Aligning = str | Mapping[str, object] | Alignment | Path | None
@@ -64,11 +62,6 @@ def told(align: Aligning) -> object:
     return str(align) if isinstance(align, Path) else align
 
 
-def called(how: str | Mapping[str, object]) -> str:
-    """The method's name, however it is said."""
-    return how if isinstance(how, str) else str(how.get("method", ""))
-
-
 def check(
     method: str,
     align: Aligning,
@@ -85,18 +78,12 @@ def check(
         reusable(data)
     needs: dict[str, tuple[str, ...]] = {}
     if align is not None and not isinstance(align, (Alignment, Path)):
-        chosen = ALIGNMENTS.get(called(align))
+        chosen = ALIGNMENTS.get(name_of(align))
         needs[chosen.name] = chosen.needs
-        known = _options(chosen)
         own = ("method", "reference", "score")
-        asked = () if isinstance(align, str) else [name for name in align if name not in own]
-        if unknown := [name for name in asked if name not in known]:
-            raise InputError(
-                f"{chosen.name} has no option {', '.join(map(repr, unknown))}",
-                hint=f"it takes {', '.join(known) or 'none'}",
-            )
+        chosen.check_options([] if isinstance(align, str) else [name for name in align if name not in own])
     for how in repairs:
-        needs[called(how)] = needs_of(how)
+        needs[name_of(how)] = needs_of(how)
     if repair is not None and not repairs:
         raise InputError("repair= names no repair", hint='a name, several, or "best"')
     choice = len(repairs) > 1 or repair == "best" or any("score" in needed for needed in needs.values())
@@ -114,12 +101,3 @@ def check(
             raise InputError(
                 f"{name} needs calibration data", hint="pass data=, an iterable of inputs (--data)"
             )
-
-
-def _options(method: Method[Any]) -> dict[str, Any]:
-    """The options of an alignment and their defaults; what a merge supplies itself is none."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(method.function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("goals", "data", "reference", "weights")
-    }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import isthmus
+from isthmus import registry
 from isthmus.align import Alignment as Maps
 from isthmus.align import align as align_models
 from isthmus.combine import normalised
@@ -174,7 +175,7 @@ class _Comparison:
         last: Maps | None = None
         label = ""
         for how in align:
-            label = _label(how)
+            label = registry.label(how)
             if label in self.merges:
                 raise InputError(f"the alignment {label!r} is asked for twice")
             last = align_models(graph, self.states, how, data=self.splits.calibration)
@@ -194,9 +195,9 @@ class _Comparison:
         profiles = self._profiles(program, label, way)
         bridge = self._bridge()
         shown = dict(zip(self.names, self.states, strict=True))
-        for way in ("direct average", label):
-            shown |= {f"{n}, {way}": s for n, s in zip(self.names, self.merges[way].aligned, strict=True)}
-            shown[way] = self.merges[way].weights
+        for row in ("direct average", label):
+            shown |= {f"{n}, {row}": s for n, s in zip(self.names, self.merges[row].aligned, strict=True)}
+            shown[row] = self.merges[row].weights
         results = Results(
             title=title,
             verdict=self._verdict(best, bridge),
@@ -391,14 +392,6 @@ class _Comparison:
                 for n, v in best.settings.items()
             ),
         ]
-
-
-def _label(how: str | Mapping[str, object]) -> str:
-    """A method with the options that were given, as rows are called."""
-    if isinstance(how, str):
-        return how
-    options = ", ".join(f"{name} {value}" for name, value in how.items() if name != "method")
-    return f"{how['method']} ({options})" if options else str(how["method"])
 
 
 def suitable(program: Program) -> list[str]:

@@ -15,7 +15,7 @@ from isthmus import saving
 from isthmus import weights as files
 from isthmus.align import ALIGNMENTS, Alignment, branches, check_apart, common, resizing, turned
 from isthmus.align import align as align_models
-from isthmus.asking import Aligning, Repairing, called, check, rule_of, shares_of, told
+from isthmus.asking import Aligning, Repairing, check, rule_of, shares_of, told
 from isthmus.combine import blockwise, check_asked, options_of, terms_of
 from isthmus.combine import combine as combine_models
 from isthmus.combine.unmergeable import set_aside
@@ -27,8 +27,8 @@ from isthmus.merged import Merged
 from isthmus.program import Batch, Cut, Inputs, Program, ProgramModule, Variant, batches, export, keep_apart
 from isthmus.program.keep import Outputs
 from isthmus.program.module import completed
+from isthmus.registry import Asked, name_of
 from isthmus.repair import Repaired
-from isthmus.repair.by_name import Asked
 from isthmus.repair.by_name import apply as repair_merged
 from isthmus.repair.choosing import choose, wanted
 from isthmus.statistics import Gathered, gather
@@ -368,7 +368,7 @@ def _align(
     seed: int,
 ) -> Alignment:
     by: dict[str, object] = {"method": how} if isinstance(how, str) else dict(how)
-    function = ALIGNMENTS.get(called(how)).function
+    function = ALIGNMENTS.get(name_of(how)).function
     if "seed" in inspect.signature(function).parameters:
         by.setdefault("seed", seed)
     return align_models(graph, states, by, data=data, reference=reference)
@@ -415,7 +415,7 @@ def _graphs(
     elif isinstance(align, Path):
         takes = True  # the file says whether it fits
     elif align is not None:
-        takes = "graphs" in inspect.signature(ALIGNMENTS.get(called(align)).function).parameters
+        takes = "graphs" in inspect.signature(ALIGNMENTS.get(name_of(align)).function).parameters
     modules = [m for m in models if isinstance(m, nn.Module)]
     same = all(
         state.keys() == states[0].keys() and all(t.shape == states[0][k].shape for k, t in state.items())

@@ -21,9 +21,9 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from isthmus.errors import InputError
 
@@ -51,6 +51,33 @@ LAWS = {
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
+#: How a method is asked for: its name, or {"method": name, option: value}.
+Asked = str | Mapping[str, object]
+
+
+def name_of(asked: Asked) -> str:
+    """The method's name, however it is asked for; "" where none is said."""
+    return asked if isinstance(asked, str) else str(asked.get("method", ""))
+
+
+def label(asked: Asked) -> str:
+    """A method with the options that were asked for, as one word or a few.
+
+    Examples:
+        >>> label({"method": "repair", "mode": "sequential"})
+        'repair (mode sequential)'
+    """
+    if isinstance(asked, str):
+        return asked
+    options = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "method")
+    return f"{asked['method']} ({options})" if options else str(asked["method"])
+
+
+def keywords(function: Callable[..., object], without: Iterable[str] = ()) -> dict[str, Any]:
+    """The keyword arguments of a function and their defaults (`inspect.Parameter.empty` where it has none)."""
+    known = inspect.signature(function).parameters
+    return {name: p.default for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in without}
+
 
 @dataclass(frozen=True)
 class Method(Generic[F]):
@@ -64,6 +91,7 @@ class Method(Generic[F]):
         claims: the laws (keys of `LAWS`) that the method is tested against.
         source: the paper or code that it comes from.
         function: the method itself.
+        supplied: its keyword arguments that are no options: whoever calls has them.
     """
 
     name: str
@@ -73,6 +101,25 @@ class Method(Generic[F]):
     claims: tuple[str, ...]
     source: str
     function: F
+    supplied: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option with its default."""
+        return keywords(self.function, self.supplied)
+
+    def check_options(self, names: Iterable[str]) -> None:
+        """Refuse options that the method does not have.
+
+        Raises:
+            InputError: there are any; all of them are named.
+        """
+        known = self.options
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(
+                f"{self.name} has no option {', '.join(map(repr, unknown))}",
+                hint=f"it takes {', '.join(known) or 'none'}",
+            )
 
 
 class Registry(Generic[F]):
@@ -81,10 +128,12 @@ class Registry(Generic[F]):
     Args:
         kind: the noun that errors and listings use, e.g. "alignment".
         package: dotted name of the package whose modules register methods; None scans nothing.
+        supplied: keyword arguments that are no options of its methods: whoever calls has them.
     """
 
-    def __init__(self, kind: str, package: str | None = None):
+    def __init__(self, kind: str, package: str | None = None, supplied: Iterable[str] = ()):
         self.kind = kind
+        self.supplied = tuple(supplied)
         self._package = package
         self._methods: dict[str, Method[F]] = {}
         self._scanned = package is None
@@ -108,6 +157,7 @@ class Registry(Generic[F]):
                 claims=tuple(claims),
                 source=source,
                 function=cast("F", function),
+                supplied=self.supplied,
             )
             if wrong := self._wrong(method):
                 raise InputError(f"{self.kind} {name!r} cannot be registered", wrong)

@@ -5,7 +5,7 @@ import torch
 
 from isthmus.errors import DataError, InputError
 from isthmus.repair import REPAIRS
-from isthmus.repair.by_name import apply, needs_of, options_of
+from isthmus.repair.by_name import apply, needs_of
 
 EVERY = REPAIRS.names()
 every = pytest.mark.parametrize("name", EVERY)
@@ -93,7 +93,7 @@ def test_empty_data_and_activations_that_are_not_finite_are_refused(name, get_ne
 def test_options_that_it_does_not_have_and_values_that_they_do_not_take(name):
     with pytest.raises(InputError, match=rf"{name} has no option 'speed'"):
         needs_of({"method": name, "speed": 1})
-    for option, default in options_of(name).items():
+    for option, default in REPAIRS.get(name).options.items():
         if isinstance(default, float | bool):
             with pytest.raises(
                 InputError, match=rf"(?s)options of {name} take other values.*{option} is 'x'"

@@ -137,7 +137,9 @@ class Alignment:
 #: An alignment method: (graph, models, data, reference, options) -> Alignment.
 Aligner = Callable[..., Alignment]
 
-ALIGNMENTS: Registry[Aligner] = Registry("alignment", package="isthmus.align.methods")
+ALIGNMENTS: Registry[Aligner] = Registry(
+    "alignment", package="isthmus.align.methods", supplied=("data", "reference", "graphs")
+)
 
 
 def align(
@@ -178,17 +180,7 @@ def align(
     if "data" in method.needs and data is None:
         raise InputError(f"{by} needs calibration data", hint="pass data=, an iterable of inputs")
     parameters = inspect.signature(method.function).parameters
-    known = [
-        n
-        for n, p in parameters.items()
-        if p.kind is p.KEYWORD_ONLY and n not in ("data", "reference", "graphs")
-    ]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(
-            f"{by} has no option {', '.join(map(repr, unknown))}",
-            hint=f"it takes {', '.join(known) or 'none'}",
-        )
+    method.check_options(options)
     given: dict[str, object] = {"data": data} if "data" in parameters and data is not None else {}
     states = [m.state_dict() if isinstance(m, nn.Module) else m for m in models]
     graphs = [graph] * len(states) if isinstance(graph, SymmetryGraph) else list(graph)

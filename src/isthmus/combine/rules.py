@@ -27,14 +27,14 @@ from isthmus.registry import Registry
 #: A rule: (tensors, *, weights, **options) -> tensor, all of one shape.
 Rule = Callable[..., Tensor]
 
-COMBINATIONS: Registry[Rule] = Registry("combination", package="isthmus.combine")
-
 #: What one weight per model means: parts of a whole, which sum to one and are uniform where not given;
 #: factors of any size, one where not given; or nothing.
 Weighing = Literal["shares", "coefficients", "none"]
 
 #: Arguments of a rule's function that are no options.
 GIVEN = ("weights", "base", "statistics", "key", "seed")
+
+COMBINATIONS: Registry[Rule] = Registry("combination", package="isthmus.combine", supplied=GIVEN)
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ def terms_of(rule: str | Rule) -> Terms:
 
 def options_of(name: str) -> dict[str, object]:
     """The options of a rule and their defaults (`inspect.Parameter.empty` where it has none)."""
-    known = inspect.signature(COMBINATIONS.get(name).function).parameters
-    return {n: p.default for n, p in known.items() if p.kind is p.KEYWORD_ONLY and n not in GIVEN}
+    return COMBINATIONS.get(name).options
 
 
 def blockwise(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -18,11 +17,9 @@ from isthmus.prune.layers import Layer, prunable
 from isthmus.prune.masks import Mask, load_mask, masked
 from isthmus.prune.result import Pruned
 from isthmus.prune.table import PRUNERS, Choice
-from isthmus.repair.by_name import Asked, needs_of
+from isthmus.registry import Asked
+from isthmus.repair.by_name import needs_of
 from isthmus.statistics.reading import read
-
-# Arguments of a pruner that are no options: whoever prunes has them.
-_SUPPLIED = ("sparsity", "data")
 
 
 def prune(
@@ -101,7 +98,7 @@ def prune(
         choice = Choice(_fitting(load_mask(mask) if isinstance(mask, str | Path) else mask, layers))
     else:
         assert method is not None and sparsity is not None
-        defaults = _options(method)
+        defaults = PRUNERS.get(method).options
         whole = {k: float(v) for k, v in options.items() if isinstance(defaults[k], float) and type(v) is int}
         used = {**defaults, **options, **whole}
         extra = {"data": data} if "data" in PRUNERS.get(method).needs else {}
@@ -148,7 +145,7 @@ def _check(
         problems += [f"{k}={v!r} beside a mask" for k, v in given.items() if v is not None]
     else:
         assert method is not None
-        needs, known = PRUNERS.get(method).needs, _options(method)
+        needs, known = PRUNERS.get(method).needs, PRUNERS.get(method).options
         problems += [f"{method} has no option {name!r}" for name in options if name not in known]
         problems += [
             f"{name}={options[name]!r} is none of {', '.join(words)}"
@@ -169,19 +166,14 @@ def _check(
         reusable(data)
 
 
-def _options(method: str) -> dict[str, Any]:
-    """Every option of a pruner with its default."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(PRUNERS.get(method).function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in _SUPPLIED
-    }
-
-
 def _words(method: str) -> dict[str, tuple[str, ...]]:
     """The options of a pruner that are words of a list."""
     hints = get_type_hints(PRUNERS.get(method).function)
-    return {name: get_args(hints[name]) for name in _options(method) if get_origin(hints[name]) is Literal}
+    return {
+        name: get_args(hints[name])
+        for name in PRUNERS.get(method).options
+        if get_origin(hints[name]) is Literal
+    }
 
 
 def _fitting(mask: Mask, layers: Sequence[Layer]) -> Mask:

@@ -15,8 +15,9 @@ from isthmus.errors import InputError
 from isthmus.measure import Finding
 from isthmus.program import Program, ProgramModule
 from isthmus.prune.masks import masked, save_mask
+from isthmus.registry import Asked
 from isthmus.repair import Repaired
-from isthmus.repair.by_name import Asked, apply
+from isthmus.repair.by_name import apply
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,4 +30,4 @@ class Choice:
 
 #: A pruner takes a program, a state dict and the layers to prune, and chooses the weights that stay. `sparsity` and,
 #: where it needs it, `data` come as keywords.
-PRUNERS = Registry[Callable[..., Choice]]("pruner", package=__package__)
+PRUNERS = Registry[Callable[..., Choice]]("pruner", package=__package__, supplied=("sparsity", "data"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,17 +12,12 @@ from torch import Tensor
 from isthmus.errors import InputError
 from isthmus.maps import Transport
 from isthmus.program import Program
+from isthmus.registry import Asked, name_of
 from isthmus.repair.goals import goals
 from isthmus.repair.result import Repaired
 from isthmus.repair.selection import repairable
 from isthmus.repair.table import REPAIRS
 from isthmus.repair.targets import Models
-
-#: How a repair is asked for: its name, or {"method": name, option: value}.
-Asked = str | Mapping[str, object]
-
-# Arguments that are no options: whoever merges has them.
-_SUPPLIED = ("goals", "data", "models", "parents", "terms", "shares", "score")
 
 
 def needs_of(asked: Asked) -> tuple[str, ...]:
@@ -32,13 +26,9 @@ def needs_of(asked: Asked) -> tuple[str, ...]:
     Raises:
         InputError: no repair is called so, it has not the options that are asked for, or they take other values.
     """
-    method = REPAIRS.get(_name(asked))
-    known, given = options_of(asked), _given(asked)
-    if unknown := [name for name in given if name not in known]:
-        raise InputError(
-            f"{method.name} has no option {', '.join(map(repr, unknown))}",
-            hint=f"it takes {', '.join(known) or 'none'}",
-        )
+    method = REPAIRS.get(name_of(asked))
+    given = _given(asked)
+    method.check_options(given)
     hints = get_type_hints(method.function)
     wrong = [said for name, value in given.items() if (said := _wrong(name, value, hints[name])) is not None]
     if wrong:
@@ -82,24 +72,11 @@ def _given(asked: Asked) -> dict[str, Any]:
     """The options that are asked for, whole numbers as what they stand for."""
     if isinstance(asked, str):
         return {}
-    known = options_of(asked)
+    known = REPAIRS.get(name_of(asked)).options
     return {
         name: float(value) if isinstance(known.get(name), float) and type(value) is int else value
         for name, value in asked.items()
         if name != "method"
-    }
-
-
-def options_of(asked: Asked) -> dict[str, Any]:
-    """Every option of a repair with its default.
-
-    Raises:
-        InputError: no repair is called so.
-    """
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(REPAIRS.get(_name(asked)).function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in _SUPPLIED
     }
 
 
@@ -136,8 +113,8 @@ def apply(
     Raises:
         InputError, DataError, MismatchError: as the repair.
     """
-    method = REPAIRS.get(_name(asked))
-    used = {**options_of(asked), **_given(asked)}
+    method = REPAIRS.get(name_of(asked))
+    used = {**method.options, **_given(asked)}
     given: dict[str, Any] = dict(used)
     if "goals" in method.needs:
         # Parents are measured on the examples that the merged model is, and where it is.
@@ -169,7 +146,3 @@ def apply(
     if repaired.mode != "none":
         used |= {"examples": repaired.examples, "batch_size": repaired.batch_size}
     return repaired, used
-
-
-def _name(asked: Asked) -> str:
-    return asked if isinstance(asked, str) else str(asked.get("method", ""))

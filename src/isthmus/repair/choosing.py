@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.errors import DataError, InputError, MismatchError
 from isthmus.program import Program
-from isthmus.repair.by_name import Asked, options_of
+from isthmus.registry import Asked, label
 from isthmus.repair.result import Repaired
 from isthmus.repair.table import REPAIRS
 
@@ -74,8 +74,9 @@ def wanted(repair: Asked | Sequence[Asked] | None) -> list[Asked]:
 
 def _choosing(name: str) -> Asked:
     """A repair with its defaults, but for the first option that can be left to the score."""
-    hints = get_type_hints(REPAIRS.get(name).function)
-    for option in options_of(name):
+    method = REPAIRS.get(name)
+    hints = get_type_hints(method.function)
+    for option in method.options:
         words = [word for kind in get_args(hints[option]) for word in (kind, *get_args(kind))]
         if "best" in [word for word in words if isinstance(word, str)]:
             return {"method": name, option: "best"}
@@ -120,16 +121,3 @@ def choose(
         if reached > best:
             best, found = reached, Choice(repaired, asked, used, ())
     return Choice(found.repaired, found.asked, found.used, tuple(trials))
-
-
-def label(asked: Asked) -> str:
-    """A repair with the options that were asked for, as one word or a few.
-
-    Examples:
-        >>> label({"method": "repair", "mode": "sequential"})
-        'repair (mode sequential)'
-    """
-    if isinstance(asked, str):
-        return asked
-    options = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "method")
-    return f"{asked['method']} ({options})" if options else str(asked["method"])

@@ -115,7 +115,7 @@ def checked(
         InputError: anything is.
     """
     known = inspect.signature(chosen.function).parameters
-    taken = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY]
+    taken = chosen.options
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
     problems: list[str] = []
     if unknown := [name for name in options if name not in taken and not open_ended]:

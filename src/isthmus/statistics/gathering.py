@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from inspect import Parameter, signature
 
 from torch import Tensor, nn
 
@@ -11,6 +10,7 @@ from isthmus.combine import terms_of
 from isthmus.errors import InputError
 from isthmus.maps import Transport
 from isthmus.program import Program
+from isthmus.registry import keywords
 from isthmus.statistics.fisher import fisher_information
 from isthmus.statistics.gathered import Gathered
 from isthmus.statistics.grams import gram_matrices
@@ -53,11 +53,7 @@ def _check(method: str, options: Mapping[str, object]) -> None:
             f"nothing here gathers the statistics that {method} takes",
             hint="pass them: statistics=[...], one mapping per model",
         )
-    known = [
-        name
-        for name, parameter in signature(GATHERERS[method]).parameters.items()
-        if parameter.kind is Parameter.KEYWORD_ONLY and name not in _GIVEN
-    ]
+    known = keywords(GATHERERS[method], _GIVEN)
     if unknown := [name for name in options if name not in known]:
         raise InputError(
             f"the statistics of {method} have no option {', '.join(map(repr, unknown))}",
