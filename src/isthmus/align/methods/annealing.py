@@ -47,7 +47,7 @@ def annealing(
     data: Iterable[object] | None = None,
     reference: int = 0,
     variant: Literal["scaled", "entezari"] = "scaled",
-    energy: Literal["loss", "accuracy"] | None = None,
+    energy: Literal["accuracy", "loss"] | None = None,
     over: Literal["average", "pairs"] | None = None,
     start: Literal["identity", "weight-matching"] | None = None,
     loss: Loss = "cross-entropy",
@@ -100,7 +100,7 @@ def annealing(
     start = start or ("identity" if faithful else "weight-matching")
     for name, value, choices in (
         ("variant", variant, ("scaled", "entezari")),
-        ("energy", energy, ("loss", "accuracy")),
+        ("energy", energy, ("accuracy", "loss")),
         ("over", over, ("average", "pairs")),
         ("start", start, ("identity", "weight-matching")),
     ):
