@@ -44,6 +44,7 @@ PAPER = Recipe(160, 0.1, 0.01, 1e-4, batch_size=128)
 
 
 METHODS = ("direct", "weight-matching", "activation-matching", "zipit", "cca")
+PLAIN = (*METHODS[:2], "weight-matching, biases follow", *METHODS[2:])
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         14,
         VGG_DEPTHS,
         ("repair", "rescale", "calibrate-bias", "least-squares"),
+        methods=PLAIN,
     ),
     "vgg16scratch": Family(
         "vgg16",
@@ -87,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         14,
         VGG_DEPTHS,
         ("repair", "rescale", "calibrate-bias", "least-squares"),
+        methods=PLAIN,
     ),
     "vgg16bn": Family(
         "vgg16",
@@ -98,7 +101,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "vgg16ln": Family(
         "vgg16",
-        ({"base": 16, "norm": "ln"}, Recipe(4, 0.2, clip=1.0, growth=GROWTH)),
+        ({"base": 16, "norm": "ln"}, Recipe(5, 0.1, clip=1.0, batch_size=64, growth=GROWTH)),
         ({"norm": "ln"}, PAPER),
         14,
         VGG_DEPTHS,
@@ -114,7 +117,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "resnet20ln": Family(
         "resnet20",
-        ({"norm": "ln"}, Recipe(3, 0.2, clip=1.0, growth=GROWTH)),
+        ({"norm": "ln"}, Recipe(4, 0.1, clip=1.0, batch_size=64, growth=GROWTH)),
         ({"norm": "ln"}, PAPER),
         20,
         RESNET_DEPTHS,
@@ -124,7 +127,7 @@ FAMILIES: dict[str, Family] = {
         "vit",
         (
             {"patch": 8, "dim": 64, "depth": 7, "heads": 2, "mlp_ratio": 2, "pool": "mean"},
-            Recipe(4, 2e-3, weight_decay=0.05, clip=1.0, optimizer="adam"),
+            Recipe(4, 1e-3, weight_decay=0.05, clip=1.0, optimizer="adam", batch_size=64),
         ),
         (
             {"dim": 384, "depth": 7, "heads": 6, "mlp_ratio": 1, "pool": "mean"},

@@ -25,6 +25,7 @@ HALVES = (0.5, 0.5)
 METHODS: dict[str, dict[str, object] | None] = {
     "direct": None,
     "weight-matching": {"method": "weight-matching"},
+    "weight-matching, biases follow": {"method": "weight-matching", "biases": "follow"},
     "activation-matching": {"method": "activation-matching"},
     "zipit": {"method": "zipit"},
     "cca": {"method": "cca"},

@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--no-training", action="store_true", help="leave out pairs that are not trained yet")
     parser.add_argument("--calibration", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=2000)
-    parser.add_argument("--test", type=int, default=None, help="test images; all where not given")
+    parser.add_argument("--test", type=int, default=5000, help="test images; 0 for all")
     parser.add_argument("--float32", action="store_true", help="answers in float32, not bfloat16")
     parser.add_argument("--scale", default="small", choices=["small", "full"])
     parser.add_argument("--device", default="cpu")
@@ -86,7 +86,7 @@ def main() -> None:
         "classes": data.num_classes,
         "calibration": options.calibration,
         "validation": options.validation,
-        "test": options.test,
+        "test": options.test or None,
         "precision": "float32" if options.float32 else "bfloat16",
     }
     splits: Splits | None = None
@@ -96,7 +96,7 @@ def main() -> None:
             if not wanted or (options.no_training and not shelf.ready(family, index)):
                 continue
             splits = splits or Splits.of(
-                shelf, options.calibration, options.validation, options.test, not options.float32
+                shelf, options.calibration, options.validation, options.test or None, not options.float32
             )
             pair = Pair(shelf, family, index, splits)
             for stage in wanted:

@@ -25,7 +25,7 @@ def measure(pair: Pair, results: Results) -> None:
     results.once("ensemble", pair.together)
     for depth in family.kept:
         for method in family.methods:
-            if depth and method == "weight-matching":
+            if depth and method.startswith("weight-matching"):
                 continue  # the paper keeps layers apart with activation matching, ZipIt! and CCA
             cut = pair.kept(depth)
             wanted = ["none", *family.repairs] if method != "direct" else ["none"]

@@ -39,6 +39,30 @@ by_both = pytest.mark.parametrize("by", METHODS)
 # What was planted is found.
 
 
+@pytest.mark.parametrize("groups", ["permutation", "full"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "vit"])
+def test_biases_that_outvote_the_weights_are_noted_and_may_follow_them(name: str, groups: str):
+    net = build(name)
+    model = net.drawn(1)
+    other = net.planted(model, 2)
+    biases = net.graph.program.biases
+    assert biases and all(key.endswith("bias") for key in biases)
+    draw = torch.Generator().manual_seed(3)
+    loud = {k: torch.randn(v.shape, generator=draw) * 30 if k in biases else v for k, v in other.items()}
+    voting, following = (
+        net.align([model, loud], "weight-matching", groups=groups, biases=b) for b in ("vote", "follow")
+    )
+    if groups == "permutation":
+        assert any("outvote" in note for note in voting.notes)
+        assert not any("outvote" in note for note in following.notes)
+
+    def found(by: Alignment) -> bool:
+        moved = by.apply([model, loud])[1]
+        return all(torch.allclose(moved[k], model[k], rtol=1e-4, atol=1e-6) for k in model if k not in biases)
+
+    assert found(following) and not found(voting)
+
+
 @pytest.mark.parametrize(
     ("name", "by"),
     [(name, by) for name in NETS for by in METHODS],

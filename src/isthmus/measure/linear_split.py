@@ -15,7 +15,7 @@ from isthmus.features import explained, feed, placed
 from isthmus.measure.answers import Weights
 from isthmus.measure.finding import Finding
 from isthmus.measure.layers import batch_dim
-from isthmus.program import LINEAR, Batch, Program, Runner
+from isthmus.program import Batch, Program, Runner
 
 #: Relative error, in float64, up to which sums are said to be equal.
 EXACT = 1e-9
@@ -88,7 +88,7 @@ def linear_split(
     state = {k: v.double() if v.is_floating_point() else v for k, v in placed(program, weights, None).items()}
     labels = _states(program)
     run = exact.compile(labels)
-    biases = _biases(program)
+    biases = program.biases
     norms, examples = dict.fromkeys(labels, 0.0), 0
     nothing: dict[str, Tensor] = {}
     terms: dict[str, dict[str, Tensor]] = {}
@@ -129,20 +129,6 @@ def _states(program: Program) -> dict[str, str]:
         if depth and program.is_tensor(name) and batch_dim(program, name) is not None:
             found[name] = named[depth] if named[depth] not in found.values() else f"{named[depth]}:{name}"
     return found
-
-
-def _biases(program: Program) -> list[str]:
-    """Keys of the biases of linear and conv operations, in order of execution."""
-    found: list[str] = []
-    for node in program.graph.nodes:
-        if node.target not in LINEAR or node.name not in program.dynamic:
-            continue
-        matrix = program.linear_weight(node)
-        for argument in node.all_input_nodes:
-            key = program.weights.get(argument.name)
-            if key is not None and argument.name != matrix and key not in program.buffers:
-                found.append(key)
-    return list(dict.fromkeys(found))
 
 
 def _values(

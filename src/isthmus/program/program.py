@@ -161,6 +161,21 @@ class Program:
         )
 
     @cached_property
+    def biases(self) -> tuple[str, ...]:
+        """Keys of what linear and conv operations add to their products, in order of execution."""
+        found: list[str] = []
+        for node in self.graph.nodes:
+            if node.target not in LINEAR or node.name not in self.dynamic:
+                continue
+            matrix = self.linear_weight(node)
+            found += [
+                self.weights[argument.name]
+                for argument in node.all_input_nodes
+                if argument.name in self.weights and argument.name != matrix
+            ]
+        return tuple(key for key in dict.fromkeys(found) if key not in self.buffers)
+
+    @cached_property
     def depth(self) -> dict[str, int]:
         """Depth of each value: linear and conv operations on the longest path from an input."""
         depths: dict[str, int] = {}

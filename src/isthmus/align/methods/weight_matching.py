@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, permutations
+from isthmus.align.choices import check_choice
 from isthmus.align.orders.full_groups import Groups, Residual, check_choices, match
 from isthmus.align.orders.matching import Matching
 from isthmus.align.references import starting_at
@@ -16,6 +19,9 @@ from isthmus.errors import InputError
 from isthmus.maps import Permutation, Transport
 from isthmus.symmetry import Element, SymmetryGraph
 from isthmus.symmetry.residual import residual_streams
+
+#: From this part of all squared weights on, biases that vote are noted.
+_LOUD = 0.25
 
 
 @ALIGNMENTS.register(
@@ -36,6 +42,7 @@ def weight_matching(
     threads: int | None = None,
     groups: Groups = "permutation",
     residual: Residual = "match",
+    biases: Literal["vote", "follow"] = "vote",
     start: Alignment | str | Path | None = None,
 ) -> Alignment:
     """Match units by their weights: coordinate ascent of the inner product of all parameters.
@@ -68,6 +75,9 @@ def weight_matching(
             `isthmus.align.orders.full_groups`), in float64.
         residual: "identity" leaves residual streams as they are: moving them ties them to the embeddings, which
             often costs more than it gains.
+        biases: "vote" as every other parameter does, or "follow" the units. A bias has one weight's vote whatever its
+            size: where they are large, as in plain networks that norms were folded into, they outvote the
+            weights, and the alignment's notes say so.
         start: where to begin: an alignment of these models that was made before, or the file it was saved to; None
             for the order that the models have.
 
@@ -79,8 +89,11 @@ def weight_matching(
     if memory < 0:
         raise InputError(f"memory = {memory} is negative")
     check_choices(groups, residual)
+    check_choice("biases", biases, ("vote", "follow"))
     settings: dict[str, object] = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}
-    settings |= {"groups": groups, "residual": residual}
+    settings |= {"groups": groups, "residual": residual, "biases": biases}
+    if biases == "follow":
+        models = [_without(weights, graph.program.biases) for weights in models]
     held = residual_streams(graph) if residual == "identity" else ()
     starts = starting_at(start, graph, len(models), reference)
     if start is not None:
@@ -106,6 +119,11 @@ def weight_matching(
         notes.append(
             f"model {index}: {chosen.sweeps} sweeps, objective {chosen.start:.6g} -> {chosen.objective:.6g}"
         )
+        if (share := chosen.share(graph.program.biases)) > _LOUD:
+            notes.append(
+                f'model {index}: biases are {share:.0%} of the squared weights and may outvote them: biases="follow" '
+                "leaves them out"
+            )
         transports.append(permutations(graph, chosen.orders))
         costs += [Cost(index, *row, "mean cosine") for row in chosen.costs()]
     settings |= {"memory": memory}
@@ -154,6 +172,11 @@ def _in_full_groups(
     return Alignment(
         "weight-matching", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes), status
     )
+
+
+def _without(weights: Mapping[str, Tensor], keys: Collection[str]) -> Mapping[str, Tensor]:
+    """The same weights with zeros at some keys; the others are not read."""
+    return ChainMap({key: torch.zeros_like(weights[key]) for key in keys if key in weights}, weights)  # pyright: ignore[reportArgumentType]  # never written
 
 
 def _status(late: int, max_sweeps: int, notes: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -166,6 +166,11 @@ class Matching:
     def evidence(self, space: Space, orders: Mapping[str, Tensor] | None = None) -> Evidence:
         """Inner products of the reference's and the model's weights, unit by unit."""
         return self.similarity.evidence(space.name, self.orders if orders is None else orders)
+
+    def share(self, keys: Collection[str]) -> float:
+        """Which part of the squared weights of both models some of the weights make up."""
+        squares = {key: dot[1] + dot[2] for key, dot in self._dots.items()}
+        return sum(squares.get(key, 0.0) for key in keys) / max(sum(squares.values()), 1e-300)
 
     def costs(self) -> Iterable[tuple[str, float, float]]:
         """Per space: cosine of its writers' weights, before and after."""
