@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 import page_features
+import page_repairs
 import page_training
 from common.page import chart, point, spread, table
 from nets import FAMILIES
@@ -41,6 +42,8 @@ NAMES = {
 }
 #: Whose published rows stand beside a family's.
 BESIDE = {"vgg16scratch": "vgg16"}
+#: Stages with a page of their own.
+OTHERS = (("repairs", page_repairs.section), ("features", page_features.section))
 #: Gaps smaller than this, in points, are no order.
 GAP = 1.0
 
@@ -66,7 +69,7 @@ def write(folder: Path) -> None:
     tables = {family: found for family in FAMILIES if (found := of("tables", family))}
     sections = [sized("tables", family, _tables(family, found, classes)) for family, found in tables.items()]
     sections.append(_orders(tables, classes))
-    for stage, section in (("curves", _curves), ("apart", _apart), ("features", page_features.section)):
+    for stage, section in (("curves", _curves), ("apart", _apart), *OTHERS):
         found = {family: found for family in FAMILIES if (found := of(stage, family))}
         sections += [sized(stage, family, section(folder, family, own)) for family, own in found.items()]
     if "linear" in known:

@@ -26,6 +26,7 @@ import curves
 import features
 import linear
 import page
+import repairs
 import tables
 import training_effects
 from common.bench import Results
@@ -43,6 +44,7 @@ STAGES: dict[str, tuple[Callable[[Pair, Results], None], tuple[str, ...]]] = {
     "tables": (tables.measure, tuple(FAMILIES)),
     "curves": (curves.measure, ("vgg16",)),
     "apart": (apart.measure, ("vgg16",)),
+    "repairs": (repairs.measure, ("vgg16", "vgg16scratch")),
     "features": (features.measure, ("vgg16", "vgg16bn", "resnet20")),
 }
 FASHION: dict[str, Callable[[zoo.Dataset, Results, Path, str], None]] = {
