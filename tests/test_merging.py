@@ -212,3 +212,27 @@ def test_alignment_of_bare_state_dicts_asks_for_the_architecture(data: list[torc
 def test_repair_asks_for_data(data: list[torch.Tensor]):
     with pytest.raises(InputError, match="repair needs calibration data"):
         isthmus.merge([network(), network(seed=1)], repair="repair", example=data[0])
+
+
+def test_of_models_of_two_widths_the_chosen_reference_says_the_width(data: list[torch.Tensor]):
+    narrow, wide = (
+        zoo.init(zoo.VGG((1, "M", 2), base=w, norm=None, in_channels=1), w).eval() for w in (3, 5)
+    )
+    how = {
+        "method": "transport",
+        "reference": "best",
+        "score": lambda state: 1.0 * len(state["features.0.weight"]),
+    }
+    merged = isthmus.merge([narrow, wide], align=how, data=data, repair="rescale")
+    assert merged.alignment is not None and merged.alignment.reference == 1
+    assert merged.model is not None and merged.verification is not None and merged.verification.ok
+    assert merged.graph is merged.alignment.graph
+    wide.load_state_dict(merged.weights, strict=True)
+    torch.testing.assert_close(merged.model(data[0]), wide(data[0]))
+    base = wide.state_dict()
+    task = {"align": "transport", "data": data, "base": base, "method": "task-arithmetic"}
+    assert isthmus.merge([narrow, wide], reference=1, **task).weights["features.0.weight"].shape[0] == 5
+    with pytest.raises(MismatchError, match="the base"):
+        isthmus.merge([narrow, wide], reference=0, **task)
+    with pytest.raises(MismatchError, match=r"aligned by .*transport"):
+        isthmus.merge([narrow, wide], data=data)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import isthmus
 from isthmus import registry
+from isthmus.align import ALIGNMENTS
 from isthmus.align import Alignment as Maps
 from isthmus.align import align as align_models
 from isthmus.combine import normalised
@@ -19,12 +20,13 @@ from isthmus.errors import InputError
 from isthmus.measure import Barrier, Evaluation, barrier, cost, ensemble, evaluate, vanishing, variance_ratio
 from isthmus.merging import Mergeable, Merged, first_example, merge, state_of
 from isthmus.paths import Segment
-from isthmus.program import Program, Variant
+from isthmus.program import Cut, Program, Variant
+from isthmus.repair.by_name import needs_of
 from isthmus.report.pictures import panels
+from isthmus.report.profiles import Profile
 from isthmus.report.results import (
     Alignment,
     Curve,
-    Profile,
     Provenance,
     Published,
     Results,
@@ -112,6 +114,14 @@ def compare(
     """
     if not align:
         raise InputError("a comparison needs at least one alignment method")
+    # Names and options that are none are said before anything is run.
+    for how in align:
+        options = (
+            [] if isinstance(how, str) else [n for n in how if n not in ("method", "reference", "score")]
+        )
+        ALIGNMENTS.get(registry.name_of(how)).check_options(options)
+    for repair in repairs or ():
+        needs_of(repair)
     work = _Comparison(models, splits, model, names, weights, seed, published or {})
     return work.run(list(align), repairs, preserve_first, list(variants), points, title, command)
 
@@ -166,6 +176,8 @@ class _Comparison:
             if depths is not None
             else sorted({round(layers * share) for share in (0.2, 0.4, 0.6, 0.75, 0.9)} - {0, layers})
         )
+        for depth in chosen:
+            Cut(preserve_first=depth).apart(program)  # one that does not fit is said before minutes are spent
         for name, state in zip(self.names, self.states, strict=True):
             self._record(name, "edge", program, state)
         self._ensemble(program)
@@ -363,10 +375,12 @@ class _Comparison:
             label: [*maps.information.layers.values()],
             "at most (PCA)": [*maps.bound.layers.values()],
         }
+        repaired = self.merges[shown[-1]].repaired
         return [
             Profile.vanishing(layers, gone, note=notes[0]),
             Profile.variance(layers, spread, note=notes[1]),
             *([Profile.kept([*maps.bound.layers], held, note=str(maps))] if maps.bound.layers else []),
+            *([Profile.gains(repaired, shown[-1])] if repaired is not None and repaired.changed else []),
         ]
 
     def _settings(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from isthmus.registry import Asked, name_of
 from isthmus.repair import Repaired
 from isthmus.repair.by_name import apply as repair_merged
 from isthmus.repair.choosing import choose, wanted
+from isthmus.repair.goals import Measured
 from isthmus.statistics import Gathered, gather
 from isthmus.statistics.gathering import asked as statistics_asked
 from isthmus.statistics.gathering import moved_along
@@ -166,7 +167,7 @@ def merge(
     for name, state in zip(names, states, strict=True):
         files.check_finite(state, name)
     if origin is not None:
-        files.check_same(states[0], origin, (names[0], "the base"))
+        files.check_same(states[target], origin, (names[target], "the base"))
         files.check_finite(origin, "the base")
     known = None
     if not isinstance(statistics, Mapping) and statistics is not None:
@@ -233,15 +234,12 @@ def merge(
     alignment = None
     aligned: Sequence[Mapping[str, Tensor]] = states
     if graph is not None and align is not None:
+        checks: list[tuple[SymmetryGraph, Verification]] = []
         if verify:
             given = None if example is None and data is None else _example(example, data)
             if graphs is not None:
-                # The last check is the reference's, so that it is the one in the result.
-                checks: dict[int, tuple[SymmetryGraph, Verification]] = {
-                    i: verified(g, given, weights=states[i], seed=seed) for i, g in enumerate(graphs)
-                }
+                checks = [verified(g, given, weights=states[i], seed=seed) for i, g in enumerate(graphs)]
                 graphs = common(graphs, lambda i, _: checks[i][0])
-                graph, verification = graphs[target], checks[target][1]
             else:
                 graph, verification = verified(graph, given, weights=states[0], seed=seed)
         if isinstance(align, Path):
@@ -250,6 +248,11 @@ def merge(
             alignment = align
         else:
             alignment = _align(graphs or graph, states, align, data, reference, seed)
+        if graphs is not None:
+            # The merge has the widths of the model that stays, which may have been chosen.
+            target = alignment.reference
+            graph, module = graphs[target], _module(model, models, target)
+            verification = checks[target][1] if checks else None
         if alignment.through and method != "average":
             raise InputError(
                 f"{alignment.method} groups units, so the models meet by weighted average, not by {method!r}"
@@ -308,6 +311,8 @@ def merge(
             # Units are mixed: what is measured is the models as they are, and the statistics are moved.
             transports = alignment.weighted(shares)
             parents = [t.own(state) for t, state in zip(transports, states, strict=True)]
+        calibration: Iterable[object] = () if data is None else data
+        measured = Measured(whole, parents, shares, calibration, transports)
 
         def scored(run: Program, tried: Mapping[str, Tensor]) -> float:
             assert validation is not None
@@ -321,10 +326,11 @@ def merge(
                 parents,
                 shares,
                 how,
-                () if data is None else data,
+                calibration,
                 transports=transports,
                 terms=aligned,
                 score=scored,
+                measured=measured,
             )
 
         if validation is None:
@@ -369,7 +375,7 @@ def _align(
 ) -> Alignment:
     by: dict[str, object] = {"method": how} if isinstance(how, str) else dict(how)
     function = ALIGNMENTS.get(name_of(how)).function
-    if "seed" in inspect.signature(function).parameters:
+    if "seed" in signature(function).parameters:
         by.setdefault("seed", seed)
     return align_models(graph, states, by, data=data, reference=reference)
 
@@ -415,7 +421,7 @@ def _graphs(
     elif isinstance(align, Path):
         takes = True  # the file says whether it fits
     elif align is not None:
-        takes = "graphs" in inspect.signature(ALIGNMENTS.get(name_of(align)).function).parameters
+        takes = "graphs" in signature(ALIGNMENTS.get(name_of(align)).function).parameters
     modules = [m for m in models if isinstance(m, nn.Module)]
     same = all(
         state.keys() == states[0].keys() and all(t.shape == states[0][k].shape for k, t in state.items())
@@ -424,7 +430,14 @@ def _graphs(
     if not same and takes and not traced and len(modules) == len(models):
         return [trace(m, _example(example, data)) for m in modules]
     for index, state in enumerate(states[1:], start=1):
-        files.check_same(states[0], state, (names[0], names[index]))
+        try:
+            files.check_same(states[0], state, (names[0], names[index]))
+        except MismatchError as error:
+            if state.keys() != states[0].keys():
+                raise
+            able = [row.name for row in ALIGNMENTS.rows() if "graphs" in signature(row.function).parameters]
+            hint = f"of several widths: modules (--arch for each, in order), aligned by {', '.join(able)}"
+            raise MismatchError(error.what, error.where, hint) from None
     return None
 
 
@@ -458,7 +471,7 @@ def first_example(data: Iterable[object]) -> Batch:
 
 
 def _asked(given: Mapping[str, object]) -> frozenset[str]:
-    defaults = inspect.signature(merge).parameters
+    defaults = signature(merge).parameters
     named = {
         name
         for name, parameter in defaults.items()

@@ -68,6 +68,25 @@ def test_two_files_average_without_an_architecture(folder: Path):
     )
 
 
+def test_checkpoints_of_one_name_are_told_apart(folder: Path):
+    for seed in "12":
+        (folder / seed).mkdir()
+        (folder / seed / "a.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+    data = [*ARCH, "--data", "digits", "--calibration", "100", "--json"]
+    shown = run("merge", "1/a.safetensors", "2/a.safetensors", *data, cwd=folder)
+    assert list(json.loads(shown.stdout)["test accuracy"]) == ["1/a", "2/a", "merged"]
+    shown = run("merge", "a.safetensors", "a.safetensors", *data, cwd=folder)
+    assert list(json.loads(shown.stdout)["test accuracy"]) == ["a (1)", "a (2)", "merged"]
+
+
+def test_one_model_beside_its_base_is_merged_by_a_rule_that_takes_one(folder: Path):
+    given = ["--base", "b.safetensors", "--method", "task-arithmetic", "--out", "task.safetensors"]
+    shown = run("merge", "a.safetensors", *given, cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    task, model = load_file(folder / "task.safetensors"), load_file(folder / "a.safetensors")
+    assert all(torch.allclose(task[key], value, atol=1e-6) for key, value in model.items())
+
+
 class Bomb:
     def __reduce__(self):
         return (open, ("exploded", "w"))
@@ -86,6 +105,9 @@ class Bomb:
         (["a.safetensors", "b.safetensors", *ARCH, "--repair", "reset", "--data", "digits"], ["rescale"]),
         (["a.safetensors", "b.safetensors", *ARCH, "--data", "digts"], ["digits"]),
         (["a.safetensors"], ["two or more"]),
+        (["gone.safetensors"], ["gone.safetensors does not exist"]),
+        (["a.safetensors", "b.safetensors", *ARCH, "--align", "weight-matching"], ["do not fit", "--shape 2,1,8,8"]),
+        (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:mlp"], ["--arch takes arguments"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_an_error_with_code_2_and_writes_nothing(
@@ -124,3 +146,19 @@ def test_compare_writes_the_report_and_the_results(folder: Path):
     assert panel["name"].startswith("First-layer kernels: ") and shown[:2] == ["a", "b"]
     assert shown[-3:] == ["direct average", "b, activation-matching", "activation-matching"]
     assert (folder / "out" / "report.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--repair", "rescal"], "did you mean 'rescale'"),
+        (["--align", "weight-machting"], "did you mean 'weight-matching'"),
+        (["--preserve-first", "11"], "preserve_first = 11, the model has 10 layers"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_measured(
+    options: list[str], words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("isthmus.comparing.evaluate", None)
+    shown = run("compare", "a.safetensors", "b.safetensors", *ARCH, "--data", "digits", *options, cwd=folder)
+    assert shown.returncode == 2 and words in shown.stderr

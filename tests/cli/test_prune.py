@@ -9,6 +9,7 @@ from command_line import ARCH, run
 from safetensors.torch import load_file, save_file
 
 from isthmus import prune, zoo
+from isthmus.report import Results
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,17 @@ def test_files_are_what_python_makes_and_a_mask_is_put_on_again(folder: Path):
     assert all(torch.equal(written[key], value) for key, value in made.weights.items())
     shown = run(
         "prune", "a.safetensors", *ARCH, *SOME, "--mask", "m.safetensors", "--repair", "rescale", "--out",
-        "again.safetensors", cwd=folder,
+        "again.safetensors", "--report", "page", cwd=folder,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert "pruned by a given mask: 50% of" in shown.stdout
     assert "rescale: " in shown.stdout
     assert "repaired" in shown.stdout
+    assert "page/report.html" in shown.stderr
+    results = Results.read(folder / "page" / "results.json")
+    assert [row.accuracy for row in results.rows] == list(said["test accuracy"].values())
+    assert [profile.name for profile in results.profiles][:2] == ["Sparsity", "Vanishing features"]
+    assert "pruned by a mask" in (folder / "page" / "report.html").read_text()
     again = load_file(folder / "again.safetensors")
     assert all(torch.equal(again[key], value) for key, value in written.items())
 
@@ -66,3 +72,7 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path):
     assert shown.returncode == 2 and "did you mean 'wanda'" in shown.stderr
     shown = run("prune", "a.safetensors", *ARCH, *SOME, cwd=folder)
     assert "sparsity=, or mask=" in shown.stderr
+    for page, words in (("a.safetensors", "File exists"), ("page.html", "hint: --report page")):
+        half = ["--sparsity", ".5", "--report", page]
+        shown = run("prune", "a.safetensors", *ARCH, *SOME, *half, cwd=folder)
+        assert shown.returncode == 2 and f"--report {page}" in shown.stderr and words in shown.stderr

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import isthmus
 from isthmus.errors import DataError, InputError
@@ -134,3 +135,52 @@ def test_what_cannot_be_chosen_is_said(options, says):
 def test_validation_data_is_read_again_and_again():
     with pytest.raises(DataError, match="read only once"):
         merge("best", validation=iter(setting()[4]))
+
+
+class Counting(TorchDispatchMode):
+    """Counts the products with some matrices, whichever way round they are given."""
+
+    def __init__(self, matrices):
+        super().__init__()
+        self.places, self.count = {m.untyped_storage().data_ptr() for m in matrices}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if "mm" in str(func) and any(t.untyped_storage().data_ptr() in self.places for t in tensors):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def passes(repair, **options):
+    """How often a merge runs its parents, over both of them and over batches."""
+    parents = [state["one.weight"] for state in setting()[2]]
+    with Counting(parents) as counting:
+        merge(repair, **options)
+    return counting.count
+
+
+def test_the_parents_are_measured_once_for_all_repairs_that_aim_at_the_same():
+    batches = [setting()[3][0][:50], setting()[3][0][50:]]
+    one = passes("repair", data=batches, validation=None)
+    assert one == 2 * len(batches)
+    several = ["repair", "rescale", "reshift", {"method": "repair", "mode": "sequential"}]
+    assert passes(several, data=batches) == one
+    # Layers that are not known yet are measured, and no others again.
+    assert passes([{"method": "repair", "layers": ["one"]}, "rescale"], data=batches) == 2 * one
+    # Fewer examples and inputs of layers are other measurements.
+    assert passes(["repair", {"method": "repair", "limit": 50}], data=batches) == one + one // 2
+    assert passes(["repair", {"method": "rescale", "mode": "closed-form"}], data=batches) == 2 * one
+    # Least squares runs the models beside the merge: nothing to hand on.
+    assert passes("best", data=batches) == one + passes(["least-squares"], data=batches)
+
+
+def test_repairs_do_not_depend_on_what_was_tried_before():
+    alone, after = merge("rescale", validation=None), merge(["repair", "rescale"], metric=last_of(3))
+    assert after.repaired is not None and after.repaired.method == "rescale"
+    assert all(torch.equal(v, after.weights[k]) for k, v in alone.weights.items())
+
+
+def last_of(number):
+    """A metric that is better at each of so many calls: what is tried last is kept."""
+    calls = iter(range(number))
+    return lambda outputs, targets: float(next(calls))

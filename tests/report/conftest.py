@@ -16,6 +16,7 @@ from isthmus.report import (
     Published,
     Results,
     Row,
+    Series,
     Setting,
     SpaceCost,
     Verification,
@@ -191,6 +192,37 @@ def results() -> Results:
             chance=0.1,
             checkpoints={"vgg16_s1": "sha256:4f1c9a60", "vgg16_s2": "sha256:b02e77d1"},
         ),
+    )
+
+
+@pytest.fixture
+def pruning() -> Results:
+    """A pruned VGG16: what went of each layer, what features were left, and what the repair multiplied them by."""
+    decay = [math.exp(-0.3 * i) for i in range(14)]
+    factors = {"smallest factor": 0.9, "median factor": 1.5, "largest factor": 40.0}
+    gains = Profile(
+        name="What the repair did",
+        quantity="factor of a channel",
+        layers=LAYERS[:-1],
+        series=[Series(name=name, values=[value] * 13) for name, value in factors.items()],
+        reference=1.0,
+        reference_name="unchanged",
+        scale="log",
+    )
+    return Results(
+        title="VGG16, pruned by magnitude",
+        verdict="With 90% of the weights pruned, the model scores 14.20% where it scored 85.72%; repaired, 79.10%.",
+        rows=[
+            Row(name="as it was", kind="edge", accuracy=0.8572, loss=0.512, parameters=1.0),
+            Row(name="pruned", kind="pruned", accuracy=0.142, loss=2.31, parameters=0.101),
+            Row(name="repaired", kind="pruned", accuracy=0.791, loss=0.64, parameters=0.101, note="rescale"),
+        ],
+        profiles=[
+            Profile.sparsity({layer: 1 - 0.6 * d for layer, d in zip(LAYERS, decay, strict=True)}, 0.9),
+            Profile.vanishing(LAYERS, {"pruned": decay, "repaired": [0.9] * 14}, beside="unpruned"),
+            gains,
+        ],
+        provenance=Provenance(isthmus="0.1.0", torch="2.13.0+cpu", evaluated="test", chance=0.1),
     )
 
 

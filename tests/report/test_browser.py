@@ -148,6 +148,15 @@ def test_a_diagnosis_fits_a_phone(diagnosis: Diagnosis, tmp_path: Path, theme: T
     assert seen["background"] == _rgb(theme.paper)
 
 
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_a_pruning_fits_a_phone(pruning: Results, tmp_path: Path, theme: Theme) -> None:
+    seen = _seen(pruning, tmp_path, 390, theme)
+    assert (seen["wrong"], seen["outside"], seen["scroll"]) == ([], [], 390)
+    assert isinstance(seen["plots"], list) and len(seen["plots"]) == 3
+    assert seen["lines"] == 6
+    assert seen["background"] == _rgb(theme.paper)
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_screenshots(results: Results, tmp_path: Path, width: int) -> None:
     page = render(results, tmp_path / "report.html")

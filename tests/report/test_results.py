@@ -77,7 +77,7 @@ def test_not_measured_is_not_the_same_as_not_finite() -> None:
         ({"name": "a", "flops": -1.0}, "is negative"),
         ({"name": "a", "accurracy": 0.5}, "Extra inputs are not permitted"),
         ({"name": "a", "accuracy": "0.5"}, "valid number"),
-        ({"name": "a", "kind": "zip"}, "'edge', 'ensemble', 'merged' or 'kept-apart'"),
+        ({"name": "a", "kind": "zip"}, "'edge', 'ensemble', 'merged', 'kept-apart' or 'pruned'"),
         ({}, "Field required"),
     ],
 )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -58,6 +59,8 @@ for verb in (
 
 def main() -> None:
     """Run the command line. Errors that we raise on purpose end with exit code 2, without a traceback."""
+    # Where a model does not fit its inputs our error says it in a line, and torch in thirty before.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     try:
         app()
     except IsthmusError as error:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isthmus.cli import inputs, output, scoring
+from isthmus.cli.together import KEPT, REFERENCE, check_widths, referred, score_for, shapes
 from isthmus.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -23,23 +24,22 @@ if TYPE_CHECKING:
     from isthmus.program import Inputs
     from isthmus.symmetry import SymmetryGraph, Verification
 
-REFERENCE = "Whose order of units stays: an index, first, best (on validation data), medoid or universe."
-KEPT = "Examples of --data on which to measure how much of the models the maps keep; 0 for none."
-_WORDS = ("first", "best", "medoid", "universe")
 _FINDING = ("method", "option", "reference", "kept")
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("align")(align)
+    app.command("align", short_help="Find the maps that bring models together, or apply them.")(align)
 
 
 def align(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights."),
+        typer.Argument(
+            metavar="CHECKPOINT | KEY=VALUE", help="Two or more files of weights; arguments go to --arch."
+        ),
     ],
-    arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
+    arch: Annotated[list[str] | None, typer.Option(help=inputs.ARCHS)] = None,
     method: Annotated[
         str, typer.Option(help="How units are matched; `isthmus methods alignment` lists them.")
     ] = "weight-matching",
@@ -77,7 +77,6 @@ def align(
     wrong = [f"--{name}" for name in _FINDING if apply is not None and given[name] != defaults[name]]
     if wrong:
         raise InputError(f"{', '.join(wrong)}: not with --apply, which takes maps as they are")
-    stays = referred(reference)
     maps = out or Path("maps.safetensors")
     if apply is None and maps.suffix != ".safetensors":
         raise InputError(
@@ -90,18 +89,24 @@ def align(
     paths, arguments = separate(checkpoints)
     if len(paths) < 2:
         raise InputError(f"two or more checkpoints are aligned, not {len(paths)}")
-    model = inputs.build(arch, arguments)
-    states = [inputs.checkpoint(path, model) for path in paths]
+    stays = referred(reference, len(paths))
+    options = _options(method, option or [], seed, data)
+    archs = arch or []
+    models = inputs.build_each(archs, arguments, paths)
+    states = [inputs.checkpoint(path, model) for path, model in zip(paths, models, strict=True)]
+    if apply is None:
+        check_widths(states, method, "--method")
     splits = None
     if data is not None:
         splits = inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
-    example = inputs.example(arch, arguments, splits, shape, tokens)
-    graph, checked = _symmetries(model, example, states, seed)
-    output.say(f"symmetries {checked}")
+    example = inputs.example(archs[0], arguments, splits, shape, tokens)
+    graph, checks = _symmetries(models, example, states, seed)
+    for path, checked in zip(paths, checks, strict=False):  # one for all, or one for each
+        output.say(f"symmetries {checked}" if len(checks) == 1 else f"symmetries of {path} {checked}")
     if apply is not None:
         _apply(apply, out, graph, states, paths, as_json)
         return
-    found = _find(graph, model, states, method, option or [], stays, splits, seed)
+    found = _find(graph, models, states, {"method": method, **options}, stays, splits)
     figures = None
     if splits is not None and kept:
         from isthmus.measure import kept as examine
@@ -124,72 +129,61 @@ def align(
     output.say(f"wrote {maps}")
 
 
-def referred(text: str) -> int | str:
-    """An index, or how the reference is chosen.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if text in _WORDS:
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise InputError(f"--reference {text} is no model", hint=f"an index from 0, or {', '.join(_WORDS)}")
-
-
-def score_for(
-    reference: int | str, model: nn.Module | None, splits: Splits | None
-) -> Callable[[Mapping[str, Tensor]], float] | None:
-    """What tells which model is the best, where that is asked for: accuracy on the validation split.
-
-    Raises:
-        InputError: there is no data to tell it by.
-    """
-    if reference != "best":
-        return None
-    if model is None or splits is None:
-        raise InputError(
-            "which model is the best is not known without data",
-            hint="--arch and --data, or another --reference",
-        )
-    from isthmus import score
-
-    return score(model, splits.validation)
-
-
 def _symmetries(
-    model: nn.Module, example: Inputs, states: Sequence[Mapping[str, Tensor]], seed: int
-) -> tuple[SymmetryGraph, Verification]:
+    models: Sequence[nn.Module], example: Inputs, states: Sequence[Mapping[str, Tensor]], seed: int
+) -> tuple[SymmetryGraph | list[SymmetryGraph], list[Verification]]:
+    """The graph of all models, or where their shapes differ one of each; and how they were verified."""
+    from isthmus.align import common
     from isthmus.symmetry import trace, verified
 
-    return verified(trace(model, example), example, weights=states[0], seed=seed)
+    if len(set(map(shapes, states))) == 1:
+        graph, checked = verified(trace(models[0], example), example, weights=states[0], seed=seed)
+        return graph, [checked]
+    found = [
+        verified(trace(model, example), example, weights=state, seed=seed)
+        for model, state in zip(models, states, strict=True)
+    ]
+    return common([graph for graph, _ in found], lambda _, graph: graph), [checked for _, checked in found]
+
+
+def _options(method: str, option: list[str], seed: int, data: str | None) -> dict[str, object]:
+    """The options of a method, checked before anything is read.
+
+    Raises:
+        InputError: no method is called so, it has no such option, or it needs data and there are none.
+    """
+    from isthmus import align as align_models
+    from isthmus.align import ALIGNMENTS
+
+    asked = ALIGNMENTS.get(method)
+    options = scoring.options(option, align_models, asked.options)
+    asked.check_options(options)
+    if "data" in asked.needs and data is None:
+        raise InputError(f"{method} needs calibration data", hint=f"--data {inputs.KINDS}")
+    if "seed" in inspect.signature(asked.function).parameters:
+        options.setdefault("seed", seed)
+    return options
 
 
 def _find(
-    graph: SymmetryGraph,
-    model: nn.Module,
+    graph: SymmetryGraph | list[SymmetryGraph],
+    models: Sequence[nn.Module],
     states: Sequence[Mapping[str, Tensor]],
-    method: str,
-    option: list[str],
+    how: Mapping[str, object],
     stays: int | str,
     splits: Splits | None,
-    seed: int,
 ) -> Alignment:
     """The alignment that is asked for, which knows whose it is."""
     from isthmus import align as align_models
     from isthmus import weights
-    from isthmus.align import ALIGNMENTS
 
-    options = scoring.options(option, align_models)
-    if "seed" in inspect.signature(ALIGNMENTS.get(method).function).parameters:
-        options.setdefault("seed", seed)
     found = align_models(
         graph,
         states,
-        {"method": method, **options},
+        how,
         data=splits.calibration if splits is not None else None,
         reference=stays,
-        score=score_for(stays, model, splits),
+        score=score_for(stays, models, splits),
     )
     return replace(found, digests=tuple(map(weights.digest, states)))
 
@@ -197,7 +191,7 @@ def _find(
 def _apply(
     maps: Path,
     out: Path | None,
-    graph: SymmetryGraph,
+    graph: SymmetryGraph | list[SymmetryGraph],
     states: Sequence[Mapping[str, Tensor]],
     paths: Sequence[str],
     as_json: bool,

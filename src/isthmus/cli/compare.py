@@ -12,13 +12,15 @@ from isthmus.cli import inputs, output
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("compare")(compare)
+    app.command("compare", short_help="Merge checkpoints every way there is, and measure each.")(compare)
 
 
 def compare(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights."),
+        typer.Argument(
+            metavar="CHECKPOINT | KEY=VALUE", help="Two or more files of weights; arguments go to --arch."
+        ),
     ],
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
@@ -58,20 +60,21 @@ def compare(
         output.ready(out)
     paths, arguments = separate(checkpoints)
     model = inputs.build(arch, arguments)
+    names = inputs.names(paths)
     states = [inputs.checkpoint(path, model) for path in paths]
     images = inputs.dataset(data, validation, seed)
     found = compare_models(
         states,
         inputs.splits(images, calibration or None, None, test),
         model=model,
-        names=[Path(path).stem for path in paths],
+        names=names,
         align=align or ("weight-matching", "activation-matching"),
         repairs=repair,
         preserve_first=preserve_first,
         variants=[inputs.variant(name) for name in variant or ["junction"]],
         points=points,
         seed=seed,
-        title=f"Merging {' and '.join(Path(path).stem for path in paths)}",
+        title=f"Merging {' and '.join(names)}",
         command=command_line(),
     )
     output.show(found.results, as_json)

@@ -12,7 +12,7 @@ from isthmus.cli import inputs, output
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("demo")(demo)
+    app.command("demo", short_help="Train two networks, merge them every way, say what worked.")(demo)
 
 
 def demo(

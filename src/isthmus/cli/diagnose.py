@@ -13,13 +13,15 @@ from isthmus.cli import inputs, output
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("diagnose")(diagnose)
+    app.command("diagnose", short_help="Say how checkpoints are related, and which merge is best.")(diagnose)
 
 
 def diagnose(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights."),
+        typer.Argument(
+            metavar="CHECKPOINT | KEY=VALUE", help="Two or more files of weights; arguments go to --arch."
+        ),
     ],
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
@@ -66,7 +68,7 @@ def diagnose(
         splits.calibration,
         validation=splits.validation,
         model=model,
-        names=[Path(path).stem for path in paths],
+        names=inputs.names(paths),
         budgets=budget or BUDGETS,
         subset=subset,
         recipes=recipes,

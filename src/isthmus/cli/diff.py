@@ -11,7 +11,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("diff")(diff)
+    app.command("diff", short_help="Compare two checkpoints: structure, distance, signs.")(diff)
 
 
 def diff(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isthmus.errors import InputError
+from isthmus.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
     from isthmus.comparing import Splits
@@ -14,12 +18,21 @@ if TYPE_CHECKING:
     from isthmus.zoo import Dataset, Loader
 
 ARCH = "The architecture, as package.module:factory (or torchvision:NAME); key=value arguments go to it."
+ARCHS = (
+    f"{ARCH} Of checkpoints of several widths repeat it, one for each in order, its own arguments within: "
+    "--arch 'isthmus.zoo:vgg16 base=8'."
+)
 MODEL = (
     "torchvision:NAME, timm:NAME, hf:PATH (a folder or hub name with a config.json), "
     "package.module:factory, or a graph that was saved (.json)."
 )
+WIDTHS = (
+    "--arch takes arguments, as base=16; align and merge also take checkpoints of several widths: repeat --arch, "
+    "one for each in order"
+)
 EXAMPLE = "Shape of one input with its batch, such as 2,3,32,32; without, that of --data, or the model's own."
-DATA = "Data: digits, cifar10:FOLDER, fashion-mnist:FOLDER, npz:FILE, or a path to one of these."
+KINDS = "digits, cifar10:FOLDER, fashion-mnist:FOLDER, npz:FILE, or a path to one of these"
+DATA = f"Data: {KINDS}."
 
 
 def build(arch: str | None, arguments: dict[str, object]) -> nn.Module:
@@ -35,14 +48,54 @@ def build(arch: str | None, arguments: dict[str, object]) -> nn.Module:
         )
     from isthmus.program import named
 
+    name, given = _own(arch, arguments)
     try:
-        return named.build(arch, arguments)
+        return named.build(name, given)
     except InputError as error:
         raise InputError(f"--arch {error.what}", error.where, error.hint) from error
 
 
+def build_each(archs: Sequence[str], arguments: dict[str, object], paths: Sequence[str]) -> list[nn.Module]:
+    """The architecture of each checkpoint: one module for all of them, or one for each.
+
+    Args:
+        archs: as typed, in the order of the checkpoints; arguments within the text of one are its own.
+        arguments: of all of them.
+        paths: the checkpoints.
+
+    Raises:
+        InputError: there is neither one nor one for each; or as `build`.
+    """
+    if len(archs) > 1 and len(archs) != len(paths):
+        raise InputError(
+            f"--arch is given {len(archs)} times for {len(paths)} checkpoints",
+            hint="once for all of them, or once for each, in the same order",
+        )
+    if len(archs) > 1:
+        return [build(arch, arguments) for arch in archs]
+    return [build(archs[0] if archs else None, arguments)] * len(paths)
+
+
+def _own(arch: str, arguments: dict[str, object]) -> tuple[str, dict[str, object]]:
+    """The name of an architecture and its arguments: those in its text, and those that stand beside it.
+
+    Raises:
+        InputError: the text names none, or several.
+    """
+    from isthmus.program import named
+
+    hint = "--arch isthmus.zoo:vgg16, or with arguments of its own --arch 'isthmus.zoo:vgg16 base=16'"
+    try:
+        names, own = named.separate(shlex.split(arch))
+    except ValueError as error:  # a quotation without an end
+        raise InputError(f"--arch {arch} names no architecture", [str(error)], hint) from None
+    if len(names) != 1:
+        raise InputError(f"--arch {arch!r} names {len(names)} architectures", hint=hint)
+    return names[0], {**arguments, **own}
+
+
 def example(
-    arch: str | None, arguments: dict[str, object], splits: Splits | None, shape: str | None, tokens: bool
+    arch: str, arguments: dict[str, object], splits: Splits | None, shape: str | None, tokens: bool
 ) -> Inputs:
     """Inputs to read the architecture with: the first of the data, or of the shape that was given.
 
@@ -52,6 +105,9 @@ def example(
         splits: the data, where there is some.
         shape: as typed.
         tokens: whether inputs are integers.
+
+    Raises:
+        InputError: no shape was given, and small images do not fit.
     """
     if splits is not None and shape is None:
         from isthmus.merging import first_example
@@ -59,8 +115,18 @@ def example(
         return first_example(splits.calibration)
     from isthmus.program import named
 
-    assert arch is not None, "it has been built"
-    return named.find(arch, arguments, sizes(shape), tokens).make({})[1]
+    asked = named.find(*_own(arch, arguments), sizes(shape), tokens)
+    model, made = asked.make({})
+    if shape is None and not asked.weigh:  # a factory, which does not say what its model takes
+        try:
+            model(made)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise InputError(
+                f"what --arch {arch} takes is not known, and images of 3 x 32 x 32 do not fit",
+                [str(error).splitlines()[0]],
+                hint="--shape 2,1,8,8, the shape of a batch; or --data",
+            ) from error
+    return made
 
 
 def sizes(shape: str | None) -> tuple[int, ...] | None:
@@ -91,16 +157,32 @@ def checkpoint(path: str, model: nn.Module) -> dict[str, Tensor]:
 
     state = model.state_dict()
     found = completed(weights.load(path), model)
-    weights.check_same(dict(state), found, ("the architecture", path))
+    try:
+        weights.check_same(dict(state), found, ("the architecture", path))
+    except MismatchError as error:
+        same = state.keys() == found.keys()
+        hint = WIDTHS if same else f"{error.hint}; --arch takes arguments, as base=16"
+        raise MismatchError(error.what, error.where, hint) from None
     weights.check_finite(found, path)
     # A checkpoint may be stored in half precision; the architecture says what it computes in.
     return {key: found[key].to(value.dtype) for key, value in state.items()}
 
 
+def names(paths: Sequence[str]) -> list[str]:
+    """What checkpoints are called: as their files, by whole paths where these have one name; each differently."""
+    found = [Path(path).stem for path in paths]
+    if len(set(found)) < len(found):
+        found = [str(Path(path).with_suffix("")) for path in paths]
+    return [
+        f"{name} ({found[: place + 1].count(name)})" if found.count(name) > 1 else name
+        for place, name in enumerate(found)
+    ]
+
+
 def dataset(spec: str | None, validation: int | None, seed: int) -> Dataset:
     """Open the data that `--data` names, with a validation split kept from its training data."""
     if spec is None:
-        raise InputError("data is needed", hint=f"--data: {DATA}")
+        raise InputError("data is needed", hint=f"--data {KINDS}")
     from isthmus.zoo import open_data
 
     return open_data(spec).split(validation=validation, seed=seed)

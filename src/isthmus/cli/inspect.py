@@ -11,7 +11,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("inspect")(inspect)
+    app.command("inspect", short_help="Say what a model is: tensors, layers, configuration.")(inspect)
 
 
 def inspect(

@@ -11,7 +11,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("lineage")(lineage)
+    app.command("lineage", short_help="Print the tree of merges behind a model.")(lineage)
 
 
 def lineage(

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isthmus.cli import inputs, output, scoring
-from isthmus.cli.align import KEPT, REFERENCE, referred, score_for
+from isthmus.cli.together import KEPT, REFERENCE, check_widths, referred, score_for
+from isthmus.errors import InputError
 
 if TYPE_CHECKING:
     from isthmus.recipe import Plan
+
+ALIGN = (
+    "How to bring the models together first; `isthmus methods alignment` lists the ways. With options of their own: "
+    "`isthmus align`, then --maps."
+)
 
 # Options of a merge by recipe, and those that a merge by recipe and one of files share.
 _RECIPES = ("max_memory", "threads", "shard_size", "parents", "engine", "address")
@@ -29,7 +35,7 @@ def merge(
     checkpoints: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE.yml | CHECKPOINT... [KEY=VALUE]...",
+            metavar="RECIPE.yml | CHECKPOINT | KEY=VALUE",
             help="A recipe, or a merged model to make again from its own; or two or more files of weights.",
         ),
     ],
@@ -37,15 +43,17 @@ def merge(
         Path | None,
         typer.Option(help="The merged checkpoint, by default merged.safetensors; of a recipe, a new folder."),
     ] = None,
-    arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
+    arch: Annotated[list[str] | None, typer.Option(help=inputs.ARCHS)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
-    align: Annotated[str | None, typer.Option(help="How to bring the models together first.")] = None,
+    align: Annotated[str | None, typer.Option(help=ALIGN)] = None,
     maps: Annotated[
         Path | None, typer.Option(help="Bring them together by maps that `isthmus align` wrote.")
     ] = None,
     shape: Annotated[str | None, typer.Option(help=inputs.EXAMPLE)] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="The input is integer tokens.")] = False,
-    method: Annotated[str, typer.Option(help="How aligned tensors are combined.")] = "average",
+    method: Annotated[
+        str, typer.Option(help="How aligned tensors are combined; `isthmus methods combination` lists them.")
+    ] = "average",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method, NAME=VALUE (density=.3); repeat it.")
     ] = None,
@@ -71,8 +79,8 @@ def merge(
     repair: Annotated[
         list[str] | None,
         typer.Option(
-            help="How activations get their statistics back; of several, or of all (best), the one that is best on "
-            "validation images, if it is better than none."
+            help="How activations get their statistics back, see `isthmus methods repair`; of several, or of all "
+            "(best), the one that is best on validation images, if it is better than none."
         ),
     ] = None,
     metric: Annotated[str, typer.Option(help="By what repairs are chosen: accuracy or loss.")] = "accuracy",
@@ -111,7 +119,7 @@ def merge(
 ) -> None:
     """Merge checkpoints into one. With --data, the merge and its parents are also evaluated."""
     given = dict(locals())
-    recipe = _recipe(checkpoints)
+    recipe = _recipe(checkpoints, base)
     _check_options(given, recipe)
     if recipe is not None:
         _merge_by_recipe(recipe, out, max_memory, threads, shard_size, parents, engine, address, as_json)
@@ -119,9 +127,9 @@ def merge(
     out = out or Path("merged.safetensors")
     from isthmus import measure, progress
     from isthmus import merge as merge_models
-    from isthmus.align import check_models
-    from isthmus.errors import InputError
+    from isthmus.align import ALIGNMENTS, check_models
     from isthmus.program.named import separate
+    from isthmus.saving import filled
 
     progress.enable()
     paths, arguments = separate(checkpoints)
@@ -135,28 +143,34 @@ def merge(
         raise InputError("--maps says how the models are brought together: --align and --reference do not")
     if align is None and maps is None and reference in ("best", "medoid", "universe"):
         raise InputError(f"--reference {reference} is chosen by aligning", hint="--align weight-matching")
+    if align is not None:
+        ALIGNMENTS.get(align)  # a name that is none is said before anything is read
     options = scoring.options(option or [], merge_models)
-    model = inputs.build(arch, arguments) if arch else None
-    states = [inputs.checkpoint(p, model) for p in paths] if model else paths
+    models = inputs.build_each(arch, arguments, paths) if arch else []
+    states = [inputs.checkpoint(p, m) for p, m in zip(paths, models, strict=True)] if models else []
+    if maps is None and not skip:  # heads that are skipped may be of other sizes
+        check_widths(states, align, "--align")
     splits = (
         inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
         if data
         else None
     )
-    chosen = referred(reference)
+    chosen = referred(reference, len(paths))
+    stays = chosen if isinstance(chosen, int) else 0
     how: str | dict[str, object] | Path | None = align if maps is None else maps
     if align is not None and isinstance(chosen, str) and chosen != "first":
         how = {"method": align, "reference": chosen}
-        if (score := score_for(chosen, model, splits)) is not None:
+        if (score := score_for(chosen, models, splits)) is not None:
             how["score"] = score
     traced = bool(align or maps or repair or preserve_first or preserve_last or modules)
+    each = len(arch or ()) > 1
     merged = merge_models(
-        states,
-        model=model,
-        example=inputs.example(arch, arguments, splits, shape, tokens) if arch and traced else None,
+        [filled(m, s) for m, s in zip(models, states, strict=True)] if each else states or paths,
+        model=models[0] if models and not each else None,
+        example=inputs.example(arch[0], arguments, splits, shape, tokens) if arch and traced else None,
         align=how,
         method=method,
-        base=None if base is None else inputs.checkpoint(base, model) if model else base,
+        base=None if base is None else inputs.checkpoint(base, models[stays]) if models else base,
         weights=weights,
         statistics=statistics or None,
         skip=tuple(skip or ()),
@@ -168,7 +182,7 @@ def merge(
         preserve_last=preserve_last,
         modules=tuple(modules or ()),
         variant=inputs.variant(variant),
-        reference=chosen if isinstance(chosen, int) else 0,
+        reference=stays,
         seed=seed,
         **options,
     )
@@ -176,10 +190,9 @@ def merge(
         check_models(merged.alignment, merged.parents, paths)
     figures = merged.kept(splits.calibration, limit=kept) if splits and kept and merged.alignment else None
     scores: dict[str, float] = {}
-    if splits is not None and merged.model is not None and model is not None:
-        for path, state in zip(paths, states, strict=True):
-            assert isinstance(state, dict)
-            scores[Path(path).stem] = measure.evaluate(model, splits.test, state, split="test").accuracy
+    if splits is not None and merged.model is not None:
+        for name, model, state in zip(inputs.names(paths), models, states, strict=True):
+            scores[name] = measure.evaluate(model, splits.test, state, split="test").accuracy
         scores["merged"] = measure.evaluate(merged.model, splits.test, split="test").accuracy
     merged.save(out)
     if as_json:
@@ -204,15 +217,17 @@ def merge(
         output.say(f"and {out.with_suffix('.json')}: load both with isthmus.load({str(out)!r}, model=...)")
 
 
-def _recipe(items: list[str]) -> Path | None:
-    """The one argument that is a recipe, or a merged model to be made again."""
+def _recipe(items: list[str], base: str | None) -> Path | None:
+    """The one argument that is a recipe, or a merged model to be made again; beside a base it is a model."""
     if len(items) == 1 and Path(items[0]).suffix.lower() not in (".yml", ".yaml"):
         path = Path(items[0])
-        return path if path.exists() else None
+        if not path.exists():
+            raise InputError(
+                f"{path} does not exist", hint="a recipe (.yml), or two or more files of weights"
+            )
+        return path if base is None else None
     recipes = [item for item in items if Path(item).suffix.lower() in (".yml", ".yaml")]
     if recipes and len(items) > 1:
-        from isthmus.errors import InputError
-
         raise InputError(f"{recipes[0]} is a recipe and names its own models: nothing can stand beside it")
     return Path(recipes[0]) if recipes else None
 
@@ -223,8 +238,6 @@ def _check_options(values: dict[str, object], recipe: Path | None) -> None:
     given = [name for name, value in values.items() if value != defaults[name] and name not in _BOTH]
     wrong = [name for name in given if (name in _RECIPES) != (recipe is not None)]
     if wrong:
-        from isthmus.errors import InputError
-
         options = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
         if recipe is None:
             raise InputError(f"{options}: only for a merge by recipe")
@@ -243,7 +256,6 @@ def _merge_by_recipe(
     as_json: bool,
 ) -> None:
     from isthmus import progress
-    from isthmus.errors import InputError
 
     progress.enable()
     plan = _plan(path, parents)
@@ -257,7 +269,6 @@ def _merge_by_recipe(
 
 
 def _plan(path: Path, parents: Path | None) -> Plan:
-    from isthmus.errors import InputError
 
     if path.suffix.lower() in (".yml", ".yaml"):
         from isthmus import plan
@@ -274,7 +285,6 @@ def _plan(path: Path, parents: Path | None) -> Plan:
 
 
 def _size(option: str, text: str | None) -> int | None:
-    from isthmus.errors import InputError
     from isthmus.recipe.schema import read_size
 
     try:

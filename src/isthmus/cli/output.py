@@ -36,7 +36,7 @@ def ready(folder: Path, option: str = "--out") -> None:
     """Make sure, before any work, that results can be written and rendered.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be made or written, or is named like a file.
         MissingExtraError: what renders the page is not installed.
     """
     import os
@@ -46,6 +46,10 @@ def ready(folder: Path, option: str = "--out") -> None:
     for package in ("jinja2", "plotly"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(f"the report needs {package}", hint="pip install 'isthmus[report]'")
+    if folder.suffix in (".html", ".json"):
+        raise InputError(
+            f"{option} {folder}: a folder is written, with report.html in it", hint=f"{option} {folder.stem}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("plan")(plan)
+    app.command("plan", short_help="Check a recipe against the headers of its models.")(plan)
 
 
 def plan(

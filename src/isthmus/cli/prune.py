@@ -19,9 +19,7 @@ def register(app: typer.Typer) -> None:
 def prune(
     checkpoint: Annotated[
         list[str],
-        typer.Argument(
-            metavar="CHECKPOINT [KEY=VALUE]...", help="A file of weights; arguments go to --arch."
-        ),
+        typer.Argument(metavar="CHECKPOINT | KEY=VALUE", help="A file of weights; arguments go to --arch."),
     ],
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,
@@ -45,6 +43,7 @@ def prune(
     ] = None,
     out: Annotated[Path, typer.Option(help="The pruned checkpoint.")] = Path("pruned.safetensors"),
     mask_out: Annotated[Path | None, typer.Option(help="Write the mask to this file as well.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
     calibration: Annotated[
         int, typer.Option(help="At most this many calibration images, from the training data; 0 for all.")
     ] = 5000,
@@ -57,6 +56,7 @@ def prune(
     """Prune a checkpoint in one shot. With --data, it is also evaluated: as it was, pruned, and repaired."""
     from isthmus import measure, progress
     from isthmus import prune as prune_model
+    from isthmus.comparing import command_line
     from isthmus.errors import InputError
     from isthmus.program.named import separate
 
@@ -72,6 +72,8 @@ def prune(
         problems.append("--data is needed: the network is read, and repaired, by running it")
     if problems:
         raise InputError("the checkpoint cannot be pruned like this", problems)
+    if report is not None:
+        output.ready(report, "--report")
     options = scoring.options(option or [], prune_model)
     model = inputs.build(arch, arguments)
     state = inputs.checkpoint(paths[0], model)
@@ -87,11 +89,9 @@ def prune(
         repair=repair,
         **options,
     )
-    tried = {"as it was": state, "pruned": pruned.unrepaired, "repaired": pruned.weights}
     scores = {
-        name: measure.evaluate(model, splits.test, weights, split="test").accuracy
-        for name, weights in tried.items()
-        if name != "repaired" or repair is not None
+        name: measure.evaluate(model, splits.test, weights, split="test")
+        for name, weights in pruned.stages.items()
     }
     pruned.save(out)
     if mask_out is not None:
@@ -104,11 +104,26 @@ def prune(
             "by layer": pruned.by_layer,
             "left": dict(pruned.left),
             "refilled": pruned.refilled,
-            "test accuracy": scores,
+            "test accuracy": {name: score.accuracy for name, score in scores.items()},
         }
         typer.echo(json.dumps(done, indent=1, default=str))
     else:
         typer.echo(str(pruned))
-        for name, accuracy in scores.items():
-            typer.echo(f"test accuracy  {100 * accuracy:6.2f}%  {name}")
-    output.say(f"wrote {out}" + (f" and {mask_out}" if mask_out is not None else ""))
+        for name, score in scores.items():
+            typer.echo(f"test accuracy  {100 * score.accuracy:6.2f}%  {name}")
+    written = [str(path) for path in (out, mask_out) if path is not None]
+    if report is not None:
+        from isthmus.report import render
+        from isthmus.report.pruning import pruned_results
+
+        made = pruned_results(
+            pruned,
+            scores,
+            splits.validation,
+            title=f"{Path(paths[0]).stem}, pruned by {pruned.settings['method'] or 'a mask'}",
+            command=command_line(),
+            sizes=splits.sizes,
+            seeds={"split": seed},
+        )
+        written += [str(made.to_json(report / "results.json")), str(render(made, report / "report.html"))]
+    output.say(f"wrote {', '.join(written)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +89,15 @@ def choose(
     return Chosen(scored, called, model, splits)
 
 
-def options(items: Sequence[str], function: Callable[..., object]) -> dict[str, Any]:
+def options(
+    items: Sequence[str], function: Callable[..., object], own: Collection[str] = ()
+) -> dict[str, Any]:
     """`--option NAME=VALUE`, repeated, as keyword arguments of a function.
 
     Args:
         items: as typed.
         function: what they are for; its own parameters are other options of the command.
+        own: names that are options of the method all the same.
 
     Raises:
         InputError: one is no name and value, or an option of the command itself.
@@ -106,7 +109,7 @@ def options(items: Sequence[str], function: Callable[..., object]) -> dict[str, 
         name = name.strip().replace("-", "_")
         if not equals or not name.isidentifier():
             raise InputError(f"--option {item}: write it as NAME=VALUE")
-        if name in taken:
+        if name in taken and name not in own:
             raise InputError(
                 f"--option {item}: not an option of a method, but of the command", hint="see --help"
             )

@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def soup(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="Two or more files of weights."),
+        typer.Argument(
+            metavar="CHECKPOINT | KEY=VALUE", help="Two or more files of weights; arguments go to --arch."
+        ),
     ],
     score: Annotated[str | None, typer.Option(help=scoring.SCORE)] = None,
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,

@@ -13,15 +13,13 @@ from isthmus.cli import inputs, output
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("statistics")(statistics)
+    app.command("statistics", short_help="Gather the statistics that fisher and reg-mean take.")(statistics)
 
 
 def statistics(
     checkpoint: Annotated[
         list[str],
-        typer.Argument(
-            metavar="CHECKPOINT [KEY=VALUE]...", help="A file of weights; arguments go to --arch."
-        ),
+        typer.Argument(metavar="CHECKPOINT | KEY=VALUE", help="A file of weights; arguments go to --arch."),
     ],
     arch: Annotated[str | None, typer.Option(help=inputs.ARCH)] = None,
     data: Annotated[str | None, typer.Option(help=inputs.DATA)] = None,

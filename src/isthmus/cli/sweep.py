@@ -13,15 +13,13 @@ from isthmus.cli import inputs, output, scoring
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("sweep")(sweep)
+    app.command("sweep", short_help="Merge at every point of a grid, and score each.")(sweep)
 
 
 def sweep(
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RECIPE.yml | CHECKPOINT... [KEY=VALUE]...", help="A recipe, or files of weights."
-        ),
+        typer.Argument(metavar="RECIPE.yml | CHECKPOINT | KEY=VALUE", help="A recipe, or files of weights."),
     ],
     x: Annotated[str, typer.Option("-x", help="What to vary: NAME=VALUE,VALUE,... (density=.1,.3).")],
     y: Annotated[str | None, typer.Option("-y", help="And a second one (method=ties,dare_ties).")] = None,

@@ -31,13 +31,13 @@ LARGEST_SMALL = 60_000_000
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("symmetry")(symmetry)
+    app.command("symmetry", short_help="List what may be reordered in a model without changing it.")(symmetry)
 
 
 def symmetry(
     model: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL [KEY=VALUE]...", help=f"{inputs.MODEL} Arguments go to its factory."),
+        typer.Argument(metavar="MODEL | KEY=VALUE", help=f"{inputs.MODEL} Arguments go to its factory."),
     ] = None,
     arch: Annotated[str | None, typer.Option(help="Another way to give MODEL.")] = None,
     shape: Annotated[

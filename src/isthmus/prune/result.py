@@ -63,6 +63,12 @@ class Pruned:
         return {key: int((~keep).sum()) / keep.numel() for key, keep in self.mask.items()}
 
     @property
+    def stages(self) -> dict[str, dict[str, Tensor]]:
+        """The state dicts "as it was", "pruned", and "repaired" where a repair was asked for."""
+        found = {"as it was": self.original, "pruned": self.unrepaired}
+        return found if self.repaired is None else {**found, "repaired": self.weights}
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """The sparsity, and that of every layer, in per cent."""
         layers = {self.labels.get(key) or key: 100 * share for key, share in self.by_layer.items()}

@@ -13,7 +13,7 @@ from isthmus.errors import InputError
 from isthmus.maps import Transport
 from isthmus.program import Program
 from isthmus.registry import Asked, name_of
-from isthmus.repair.goals import goals
+from isthmus.repair.goals import Measured
 from isthmus.repair.result import Repaired
 from isthmus.repair.selection import repairable
 from isthmus.repair.table import REPAIRS
@@ -92,6 +92,7 @@ def apply(
     transports: Sequence[Transport] | None = None,
     terms: Sequence[Mapping[str, Tensor]] | None = None,
     score: Callable[[Program, Mapping[str, Tensor]], float] | None = None,
+    measured: Measured | None = None,
 ) -> tuple[Repaired, dict[str, object]]:
     """Repair a merged model as asked; where the repair has goals, they are measured on the merged models first.
 
@@ -106,6 +107,7 @@ def apply(
         transports: where units are mixed; see `goals`.
         terms: where units are mixed, what the merged model is the weighted sum of; otherwise it is that of `parents`.
         score: of a program with weights, higher is better, on validation data; for options that are "best".
+        measured: the goals of these models on these data, to be handed from repair to repair.
 
     Returns:
         The repaired model, and every option that was used, defaults included.
@@ -118,16 +120,12 @@ def apply(
     given: dict[str, Any] = dict(used)
     if "goals" in method.needs:
         # Parents are measured on the examples that the merged model is, and where it is.
-        given["goals"] = goals(
-            parent,
-            parents,
-            shares,
-            data,
+        measured = measured or Measured(parent, parents, shares, data, transports)
+        given["goals"] = measured(
             # Where nothing but outputs is merged there is nothing to repair, and the result will say so.
             [v for v in repairable(program, given.get("layers", "all")) if v in parent.nodes] or None,
             device=given.get("device"),
             limit=given.get("limit"),
-            transports=transports,
             reads=given.get("mode") == "closed-form",
         )
     if "models" in method.needs:

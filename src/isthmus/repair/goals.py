@@ -102,6 +102,51 @@ def goals(
     return {name: replace(by_value[name], reads=read[name]) for name in names}
 
 
+class Measured:
+    """Goals of the same models, each measured once, however many repairs ask for it.
+
+    Args:
+        program: of one model.
+        models: see `goals`, as the rest.
+        shares: how much each counts.
+        data: calibration data.
+        transports: where units are mixed.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        models: Sequence[Mapping[str, Tensor]],
+        shares: Sequence[float],
+        data: Iterable[object],
+        transports: Sequence[Transport] | None = None,
+    ):
+        self._of = program, models, shares, data
+        self._transports = transports
+        # What is measured depends on where, on how many examples, and on whether inputs of layers are looked at.
+        self._found: dict[tuple[str, int | None, bool], dict[str, Goal]] = {}
+
+    def __call__(
+        self,
+        values: Iterable[str] | None = None,
+        *,
+        device: torch.device | str | None = None,
+        limit: int | None = None,
+        reads: bool = False,
+    ) -> dict[str, Goal]:
+        """A goal for each value; those that are not known yet are measured, in one pass.
+
+        Args, Raises: see `goals`.
+        """
+        names = list(repairable(self._of[0]) if values is None else values)
+        known = self._found.setdefault((str(device), limit, reads), {})
+        if missing := [name for name in names if name not in known]:
+            known |= goals(
+                *self._of, missing, device=device, limit=limit, transports=self._transports, reads=reads
+            )
+        return {name: known[name] for name in names}
+
+
 def _reads(program: Program, features: Features, value: str, shares: Sequence[float]) -> Reads | None:
     """What the layer that makes a value reads; None where it is no product of a stored matrix with what it reads."""
     request = reading(program, value)

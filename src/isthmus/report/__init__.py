@@ -7,17 +7,16 @@ rich.print(table(results))
 """
 
 from isthmus.report.page import render
+from isthmus.report.profiles import Profile, Series
 from isthmus.report.results import (
     Alignment,
     Curve,
     Panel,
     Pictures,
-    Profile,
     Provenance,
     Published,
     Results,
     Row,
-    Series,
     Setting,
     SpaceCost,
     Verification,

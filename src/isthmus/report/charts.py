@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from isthmus.report import text
-from isthmus.report.results import Profile, Results
+from isthmus.report.profiles import Profile
+from isthmus.report.results import Results
 
 
 @dataclass(frozen=True)

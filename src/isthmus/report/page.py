@@ -82,6 +82,7 @@ def page(results: Results) -> str:
     """The page as text; see `render`."""
     plots = charts(results)
     return page_template("page.html.j2").render(
+        title=results.title,
         results=results,
         columns=columns(results),
         groups=groups(results),

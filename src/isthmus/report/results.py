@@ -1,4 +1,4 @@
-"""What a merge came to, as one frozen value: the schema of `results.json` and the input of the page.
+"""What a merge, or a pruning, came to, as one frozen value: the schema of `results.json` and the input of the page.
 
 Accuracies are fractions in [0, 1]; losses are in nats; a ratio is to one parent. A number that was
 *not measured* is None, and shows as a dash. A number that was measured and is *not finite* is kept
@@ -10,77 +10,23 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from isthmus.errors import InputError
+from isthmus.report.profiles import Profile
+from isthmus.report.record import Fraction, Number, Positive, Record
 from isthmus.report.write import write_text
 
-
-def _fraction(value: float) -> float:
-    if math.isfinite(value) and not 0 <= value <= 1:
-        raise ValueError(f"{value:g} is no fraction: accuracies lie in [0, 1], so divide percent by 100")
-    return value
-
-
-def _ratio(value: float) -> float:
-    if math.isfinite(value) and value < 0:
-        raise ValueError(f"{value:g} is negative")
-    return value
-
-
-_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as JSON is made to hold them
-
-
-def _named(value: object) -> object:
-    return _NAMES.get(value, value) if isinstance(value, str) else value
-
-
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else next(k for k, v in _NAMES.items() if str(v) == str(value))
-
-
-Number = Annotated[float, BeforeValidator(_named), PlainSerializer(_plain, when_used="json")]
-Fraction = Annotated[Number, AfterValidator(_fraction)]
-Positive = Annotated[Number, AfterValidator(_ratio)]
 Count = Annotated[int, Field(ge=0)]
-Kind = Literal["edge", "ensemble", "merged", "kept-apart"]
+Kind = Literal["edge", "ensemble", "merged", "kept-apart", "pruned"]
 Scalar = str | int | float | bool | None
 
 
-def _encodable(value: object) -> object:
-    """Text that UTF-8 can hold: a file name or an argument with wrong bytes in it must not cost a report."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    return value
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text(cls, value: object) -> object:
-        return _encodable(value)
-
-
-class Published(_Record):
+class Published(Record):
     """The number somebody else reported for the same thing."""
 
     accuracy: Fraction
@@ -88,11 +34,12 @@ class Published(_Record):
     source: str = ""  # "Table 1 of ..."
 
 
-class Row(_Record):
+class Row(Record):
     """One way to make one model of several: a line of the main table.
 
     `edge` is a parent, `ensemble` the mean of the parents' logits, `merged` a network of one
-    parent's size, `kept-apart` one that keeps a part of each parent (preserve-first).
+    parent's size, `kept-apart` one that keeps a part of each parent (preserve-first). `pruned` is what
+    pruning left of the one parent; its parameters are those that are not zero.
     """
 
     name: str
@@ -107,7 +54,7 @@ class Row(_Record):
     note: str = ""
 
 
-class Curve(_Record):
+class Curve(Record):
     """Accuracy and loss along a path from the first parent (t = 0) to the second (t = 1).
 
     Either list may be empty, where it was not measured. The barriers are the measure's own:
@@ -132,116 +79,6 @@ class Curve(_Record):
         return self
 
 
-class Series(_Record):
-    """One named line of a profile: a value per layer."""
-
-    name: str
-    values: list[Number | None]
-
-
-class Profile(_Record):
-    """One quantity at every layer, for several models, in order of execution."""
-
-    name: str
-    quantity: str  # the axis, with its unit
-    layers: list[str]
-    series: list[Series]
-    reference: Number | None = None  # where the healthy value lies
-    reference_name: str = ""
-    scale: Literal["linear", "log"] = "linear"
-    read: str = ""  # one line: how to read it
-    note: str = ""  # how it was measured
-
-    @model_validator(mode="after")
-    def _aligned(self) -> Profile:
-        for series in self.series:
-            if len(series.values) != len(self.layers):
-                raise ValueError(
-                    f"profile {self.name!r} has {len(self.layers)} layers, "
-                    f"but series {series.name!r} has {len(series.values)} values"
-                )
-        return self
-
-    @classmethod
-    def vanishing(
-        cls, layers: Sequence[str], series: Mapping[str, Sequence[float | None]], *, note: str = ""
-    ) -> Profile:
-        """Vanishing features: how much of its response to the input a model keeps at each layer.
-
-        Args:
-            layers: names, in order of execution.
-            series: for each model, ||f(x) - f(0)|| at each layer over the parents' mean of it.
-            note: how it was measured (split, number of examples).
-
-        Source: the definition in "Vanishing feature", E_l; unsmoothed.
-        """
-        return cls(
-            name="Vanishing features",
-            quantity="response to the input (ratio to parents)",
-            layers=list(layers),
-            series=[Series(name=name, values=list(values)) for name, values in series.items()],
-            reference=1.0,
-            reference_name="parents’ mean",
-            read="1 is a layer as responsive as the parents’; a line that sinks towards 0 tells its inputs "
-            "apart less and less, and what is lost early does not come back.",
-            note=note,
-        )
-
-    @classmethod
-    def variance(
-        cls, layers: Sequence[str], series: Mapping[str, Sequence[float | None]], *, note: str = ""
-    ) -> Profile:
-        """Variance ratio: the standard deviation of the activations over the parents' mean of it, at each layer.
-
-        The axis is logarithmic where a layer falls below a tenth.
-
-        Args:
-            layers: names, in order of execution.
-            series: for each model, the ratio at each layer.
-            note: how it was measured (split, number of examples, before or after the nonlinearity).
-
-        Source: variance collapse, Jordan et al. 2023 (arXiv:2211.08403); the mean over a layer's channels.
-        """
-        positive = [v for values in series.values() for v in values if v is not None and v > 0]
-        return cls(
-            name="Variance ratio",
-            quantity="standard deviation (ratio to parents)",
-            layers=list(layers),
-            series=[Series(name=name, values=list(values)) for name, values in series.items()],
-            reference=1.0,
-            reference_name="parents’ mean",
-            scale="log" if min(positive, default=1.0) < 0.1 else "linear",
-            read="1 is the parents’ spread of activations; far below it the activations have collapsed, which repair "
-            "(REPAIR, RESCALE, RESET) is there to undo.",
-            note=note,
-        )
-
-    @classmethod
-    def kept(
-        cls, spaces: Sequence[str], series: Mapping[str, Sequence[float | None]], *, note: str = ""
-    ) -> Profile:
-        """Information kept: how much of what the parents' units tell can be read back from the merged ones.
-
-        Args:
-            spaces: names, in order of execution.
-            series: the alignment's share in each space, and the best that any map to as many units reaches.
-            note: how it was measured (number of examples).
-
-        Source: `isthmus.measure.kept`; the bound is the theorem of Eckart and Young.
-        """
-        return cls(
-            name="Information kept",
-            quantity="share of the parents’ variance",
-            layers=list(spaces),
-            series=[Series(name=name, values=list(values)) for name, values in series.items()],
-            reference=1.0,
-            reference_name="all of it",
-            read="The gap to the bound is what another alignment could win; what the bound lacks is lost to every map "
-            "to as few units, unless these layers are kept apart.",
-            note=note,
-        )
-
-
 def _image(value: str) -> str:
     try:
         content = base64.b64decode(value, validate=True)
@@ -252,7 +89,7 @@ def _image(value: str) -> str:
     return value
 
 
-class Pictures(_Record):
+class Pictures(Record):
     """One model's units as pictures."""
 
     name: str
@@ -260,7 +97,7 @@ class Pictures(_Record):
     cosine: Number | None = None  # with what the panel says
 
 
-class Panel(_Record):
+class Panel(Record):
     """Units of a first layer as pictures: the same units of several models, a row for each."""
 
     name: str
@@ -271,7 +108,7 @@ class Panel(_Record):
     note: str = ""
 
 
-class Verification(_Record):
+class Verification(Record):
     """Whether moving the symmetries leaves the function alone, and which were not tried."""
 
     error: Number  # relative, of the output
@@ -288,7 +125,7 @@ class Verification(_Record):
         return math.isfinite(self.error) and self.error <= self.bound
 
 
-class SpaceCost(_Record):
+class SpaceCost(Record):
     """What aligning one space did to its cost."""
 
     space: str
@@ -297,7 +134,7 @@ class SpaceCost(_Record):
     after: Number | None
 
 
-class Alignment(_Record):
+class Alignment(Record):
     """How the models were brought together, space by space."""
 
     method: str
@@ -307,7 +144,7 @@ class Alignment(_Record):
     note: str = ""
 
 
-class Setting(_Record):
+class Setting(Record):
     """One setting of the run; `default` where nobody asked for it."""
 
     name: str
@@ -315,7 +152,7 @@ class Setting(_Record):
     default: bool = True
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """Where the numbers come from: enough to make them again."""
 
     isthmus: str
@@ -331,8 +168,8 @@ class Provenance(_Record):
     checkpoints: dict[str, str] = Field(default_factory=dict)  # name -> file or digest
 
 
-class Results(_Record):
-    """Everything that one merge, with its comparisons, came to."""
+class Results(Record):
+    """Everything that one merge, with its comparisons, or one pruning came to."""
 
     format: Literal["isthmus-results/1"] = "isthmus-results/1"
     title: str
@@ -375,6 +212,11 @@ class Results(_Record):
             return None
         mean = sum(values) / len(values)
         return mean if math.isfinite(mean) else None
+
+    @property
+    def pruning(self) -> bool:
+        """Whether the rows are of one model, before and after it was pruned."""
+        return any(row.kind == "pruned" for row in self.rows)
 
     def near_chance(self, row: Row) -> bool:
         """Whether a row's accuracy is less than a tenth of the way from chance to the parents' mean."""

@@ -32,9 +32,9 @@ def table(results: Results) -> Table:
     rows = ways(results)
     for run in groups(results):
         for way in run:
-            label = Text(way.name, style="bold" if way.kind in ("merged", "kept-apart") else "")
-            if way.remark:
-                label.append(f" ({way.remark})", style="italic not bold")
+            label = Text(way.name, style="bold" if way.kind not in ("edge", "ensemble") else "")
+            if way.remarks:
+                label.append(f" ({'; '.join(way.remarks)})", style="italic not bold")
             made.add_row(label, *(Text(way.cells[c.key]) for c in shown), end_section=way is run[-1])
     notes = [""] + [f"published: {source}" for source in dict.fromkeys(w.source for w in rows if w.source)]
     if broken := results.not_finite():

@@ -30,7 +30,7 @@ class Way:
         cells: text by column key.
         fraction: the accuracy in [0, 1] to draw a bar of, or None.
         collapsed: whether it fell to chance.
-        remark: what must be said about it ("near chance", the row's own note).
+        note: the row's own.
         source: where the published number stands.
     """
 
@@ -39,8 +39,13 @@ class Way:
     cells: dict[str, str]
     fraction: float | None
     collapsed: bool
-    remark: str
+    note: str
     source: str
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be said about it: that it fell to chance first, and its note."""
+        return ["near chance"] * self.collapsed + [self.note] * bool(self.note)
 
 
 COLUMNS = (
@@ -54,12 +59,22 @@ COLUMNS = (
 )
 
 
+#: Of a model that was pruned, what the same numbers are.
+_PRUNED = {
+    "difference": Column(
+        "difference", "vs unpruned", "accuracy minus the unpruned model's, in percentage points"
+    ),
+    "parameters": Column(
+        "parameters", "nonzero", "parameters that are not zero, relative to the unpruned model"
+    ),
+}
+
+
 def columns(results: Results) -> list[Column]:
     """The columns that have something to say: one that no row fills is left out."""
     rows = ways(results)
-    return [
-        c for c in COLUMNS if c.key == "accuracy" or any(w.cells[c.key] != text.NOT_MEASURED for w in rows)
-    ]
+    named = [_PRUNED.get(c.key, c) if results.pruning else c for c in COLUMNS]
+    return [c for c in named if c.key == "accuracy" or any(w.cells[c.key] != text.NOT_MEASURED for w in rows)]
 
 
 def groups(results: Results) -> list[list[Way]]:
@@ -76,7 +91,6 @@ def ways(results: Results) -> list[Way]:
         if row.accuracy is not None and parents is not None and row.kind != "edge":
             difference = 100 * (row.accuracy - parents)
         collapsed = results.near_chance(row)
-        remarks = (["near chance"] if collapsed else []) + ([row.note] if row.note else [])
         published = row.published
         made.append(
             Way(
@@ -95,7 +109,7 @@ def ways(results: Results) -> list[Way]:
                 },
                 fraction=row.accuracy if row.accuracy is not None and math.isfinite(row.accuracy) else None,
                 collapsed=collapsed,
-                remark=text.name("; ".join(remarks)),
+                note=text.name(row.note),
                 source=text.name(published.source) if published else "",
             )
         )
