@@ -1,17 +1,28 @@
 """Merging checkpoints that lie on a disk: isthmus, a bare stream, mergekit and a plain copy, in one paired run.
 
-    python benchmarks/checkpoint_scale.py --folder DIR [--repeats 3] [--threads 1] [--mergekit PYTHON]
-        [--what linear2,linear3,task-arithmetic,ties,dare-ties,della,sizes] [--gigabytes 2.2]
+    python benchmarks/checkpoint_scale.py --folder DIR [--what linear2,rules2,...] [--repeats 3] [--threads 1]
+        [--gigabytes 2.2] [--sizes 0.5,2,6] [--mergekit PYTHON] [--mergekit-limit SECONDS]
 
-In DIR, which needs about seven times the gigabytes, the script makes siblings with the tensors of TinyLlama (bf16, in
-three shards; a base and models 2e-4 away from it). Every contestant is a process of its own, started in turn
-within each repeat, so that whatever else the machine does hits all of them; start-up and `import torch` count,
-and all but mergekit and `copy` put the output on the disk (fsync) before they end. Reported are medians (min .. max)
-of wall seconds, CPU seconds (user and system, children included), peak resident memory (mapped files included)
-and peak private memory (what no file backs, sampled).
+In DIR the script makes siblings with the tensors of TinyLlama (bf16, in three shards; a base and models 2e-4 away
+from it). It needs room for five models of --gigabytes, and for three of the largest of --sizes. What is measured,
+each a table of its own, in the order given:
+
+    linear2, linear3                     isthmus, the stream and a copy, of two or three models
+    task-arithmetic2, task-arithmetic3   isthmus and the stream of as many files, the base among them
+    rules2, rules3                       TIES, DARE-TIES and DELLA (mergekit's convention) beside isthmus' own
+                                         linear merge of the same files
+    sizes                                private memory of a linear merge of two and of TIES of one and a base, by size
+    tensors                              the same where the whole model is one tensor
+
+Every contestant is a process of its own, started in turn within each repeat, so that whatever else the machine
+does hits all of them; start-up and `import torch` count, and all but mergekit and `copy` put the output on the
+disk (fsync) before they end. Reported are medians (min .. max) of wall seconds, CPU seconds (user and system,
+children included), peak resident memory (mapped files included) and peak private memory (what no file backs,
+sampled).
 
 "stream" is what this machine can do: mapped blocks in, float32 accumulation in reused buffers, positioned
-writes out, no checks, no journal. "mergekit" runs `mergekit-yaml` of another environment.
+writes out, no checks, no journal. "mergekit" runs `mergekit-yaml` of another environment, once per method (linear:
+as often as the others), and is stopped at the limit: what it took by then is a lower bound, marked with a +.
 """
 
 from __future__ import annotations
@@ -23,6 +34,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from dataclasses import dataclass
@@ -60,6 +72,11 @@ def layers_of(gigabytes: float) -> int:
     return max(round((gigabytes * 1e9 / 2 - ends) / layer), 1)
 
 
+def one_tensor(gigabytes: float) -> dict[str, tuple[int, ...]]:
+    """A model that is one matrix."""
+    return {"weight": (round(gigabytes * 1e9 / 2 / HIDDEN), HIDDEN)}
+
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -75,21 +92,31 @@ CONFIG = {
 }
 
 
-def make(folder: Path, gigabytes: float, name: str, seed: int) -> Path:
-    """One checkpoint: the base for seed 0, else the base and a little noise; made once."""
+NAMES = ("base", "a", "b", "c")
+
+
+def sibling(number: int, gigabytes: float, options: argparse.Namespace, whole: bool = False) -> Path:
+    """A checkpoint, made once: by a process of its own, since a process begins with its parent's peak of memory."""
+    out = options.folder / f"{gigabytes:g}-{NAMES[number]}{'-whole' if whole else ''}"
+    if not out.exists():
+        asked = {"who": "make", "out": str(out), "seed": number, "gigabytes": gigabytes, "whole": whole}
+        measured(myself(asked, options))
+    return out
+
+
+def make(out: Path, gigabytes: float, seed: int, whole: bool) -> None:
+    """One checkpoint: the base for seed 0, else the base and a little noise; of one tensor if `whole`."""
     import torch
 
     from isthmus import weights
 
-    out = folder / f"{gigabytes:g}-{name}"
-    if out.exists():
-        return out
     layers = layers_of(gigabytes)
+    tensors = one_tensor(gigabytes) if whole else shapes(layers)
     plan = weights.lay_out(
-        [(key, torch.bfloat16, shape) for key, shape in shapes(layers).items()],
+        [(key, torch.bfloat16, shape) for key, shape in tensors.items()],
         shard_size=int(gigabytes * 1e9 / 2.7),
     )
-    draft = weights.Draft(out, plan, f"{name} {seed}")
+    draft = weights.Draft(out, plan, f"{out.name} {seed}")
     draft.copy("config.json", None, json.dumps({**CONFIG, "num_hidden_layers": layers}))
     # Blocks are cut from one run of normal numbers at places of their own: drawing all would take most of the time.
     drawn = torch.randn(16 * BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02)
@@ -103,7 +130,6 @@ def make(folder: Path, gigabytes: float, name: str, seed: int) -> Path:
                 file.write(key, start, values.bfloat16())
         file.enter(dict.fromkeys(file.shard.entries, ""))
     draft.publish()
-    return out
 
 
 # The contestants: each is a process that ends when its output is there.
@@ -230,35 +256,40 @@ main()
 
 @dataclass
 class Cost:
-    """Of one process."""
+    """Of one process; at least so much if it was stopped."""
 
     wall: float
     cpu: float
     resident: float
     private: float
+    stopped: bool = False
 
 
-def measured(command: list[str]) -> Cost:
-    """Run a process and watch what it takes; memory in MiB."""
+def measured(command: list[str], limit: float = float("inf")) -> Cost:
+    """Run a process and watch what it takes, for so many seconds at most; memory in MiB."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-    private = 0
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        try:
-            text = Path(f"/proc/{process.pid}/status").read_text()
-            private = max(private, int(text.partition("RssAnon:")[2].split()[0]))
-        except (OSError, IndexError):
-            pass
-        time.sleep(0.01)
-    wall = time.monotonic() - began
-    errors = process.stderr.read().decode() if process.stderr else ""
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-3000:]}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, private / 1024)
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would stop a process that says much
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        private, stopped = 0, False
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            try:
+                text = Path(f"/proc/{process.pid}/status").read_text()
+                private = max(private, int(text.partition("RssAnon:")[2].split()[0]))
+            except (OSError, IndexError):
+                pass
+            if not stopped and time.monotonic() - began > limit:
+                stopped = True
+                process.kill()
+            time.sleep(0.01)
+        wall = time.monotonic() - began
+        if status and not stopped:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read().decode()[-3000:]}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, private / 1024, stopped)
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -279,18 +310,28 @@ def compete(contestants: dict[str, list[str]], out: Path, repeats: int) -> dict[
 
 
 def show(title: str, costs: dict[str, list[Cost]], baseline: str) -> None:
-    print(
-        f"\n{title}\n| who | wall s | CPU s | CPU to {baseline} | wall to {baseline} | RSS MiB | private MiB |"
-    )
+    """A table; who did not run as often as the baseline is compared with the baseline's median."""
+    print(f"\n{title}; load {os.getloadavg()[0]:.1f}\n")
+    print(f"| who | CPU s | to {baseline} | wall s | wall to {baseline} | RSS MiB | private MiB |")
     print("|---|---|---|---|---|---|---|")
     for name, runs in costs.items():
-        pairs = list(zip(runs, costs[baseline], strict=True))
+        beside = costs[baseline]
+        if len(beside) != len(runs):
+            middle = sorted(beside, key=lambda cost: cost.cpu)[len(beside) // 2]
+            beside = [middle] * len(runs)
+        pairs = list(zip(runs, beside, strict=True))
+        more = "+" if any(c.stopped for c in runs) else ""
         print(
-            f"| {name} | {spread([c.wall for c in runs])} | {spread([c.cpu for c in runs])} "
-            f"| {spread([a.cpu / b.cpu for a, b in pairs], 2)} | {spread([a.wall / b.wall for a, b in pairs], 2)} "
+            f"| {name} | {spread([c.cpu for c in runs])}{more} | {spread([a.cpu / b.cpu for a, b in pairs], 2)}{more} "
+            f"| {spread([c.wall for c in runs])}{more} | {spread([a.wall / b.wall for a, b in pairs], 2)}{more} "
             f"| {max(c.resident for c in runs):.0f} | {max(c.private for c in runs):.0f} |",
             flush=True,
         )
+
+
+#: In the order of their importance.
+CASES = ("linear2", "rules2", "task-arithmetic2", "sizes", "linear3", "task-arithmetic3", "rules3", "tensors")
+RULES = ("ties", "dare-ties", "della")
 
 
 def main() -> None:
@@ -298,26 +339,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, required=True, help="on the disk that is measured")
-    parser.add_argument("--what", default="linear2,linear3,task-arithmetic,ties,dare-ties,della,sizes")
+    parser.add_argument("--what", default=",".join(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gigabytes", type=float, default=2.2, help="of one model")
+    parser.add_argument("--sizes", default="0.5,2,6", help="gigabytes of one model, for sizes and tensors")
     parser.add_argument("--mergekit", type=Path, help="the Python of an environment that has mergekit")
-    parser.add_argument("--mergekit-repeats", type=int, default=1, help="of the methods that take it minutes")
+    parser.add_argument("--mergekit-limit", type=float, default=300, help="seconds of one of its merges")
     parser.add_argument("--run", help="used by the script itself: one contestant, as JSON")
     options = parser.parse_args()
     if options.run:
         run_one(json.loads(options.run))
         return
+    asked = options.what.split(",")
+    if unknown := [what for what in asked if what not in CASES]:
+        parser.error(f"--what {','.join(unknown)}: there is {', '.join(CASES)}")
     options.folder.mkdir(parents=True, exist_ok=True)
-    for what in options.what.split(","):
-        measure(what, options)
+    for what in asked:
+        if what in ("sizes", "tensors"):
+            for gigabytes in options.sizes.split(","):
+                measure_size(float(gigabytes), what == "tensors", options)
+        else:
+            measure(what[:-1], int(what[-1]), options)
 
 
 def run_one(asked: dict) -> None:
+    out = Path(asked["out"])
+    if asked["who"] == "make":
+        make(out, asked["gigabytes"], asked["seed"], asked["whole"])
+        return
     models = [Path(m) for m in asked["models"]]
     base = Path(asked["base"]) if asked["base"] else None
-    out = Path(asked["out"])
     if asked["who"] == "isthmus":
         method = asked["method"]
         chosen = {**OPTIONS.get(method, {}), **CONVENTIONS.get(method, {})}
@@ -326,52 +378,68 @@ def run_one(asked: dict) -> None:
         {"stream": stream, "copy": copy}[asked["who"]](models, out, asked["threads"])
 
 
-def measure(what: str, options: argparse.Namespace) -> None:
+def command(
+    who: str, models: list[Path], method: str, base: Path | None, options: argparse.Namespace
+) -> list[str]:
+    """A contestant as a process."""
+    asked = {
+        "who": who,
+        "models": [str(m) for m in models],
+        "base": str(base) if base else None,
+        "out": str(options.folder / "out"),
+        "method": method,
+        "threads": options.threads,
+    }
+    return myself(asked, options)
+
+
+def myself(asked: dict[str, object], options: argparse.Namespace) -> list[str]:
+    """This script as another process."""
+    return [sys.executable, __file__, "--folder", str(options.folder), "--run", json.dumps(asked)]
+
+
+def measure(what: str, count: int, options: argparse.Namespace) -> None:
+    """One table of merges of `count` models."""
     folder, out = options.folder, options.folder / "out"
-
-    def command(who: str, models: list[Path], method: str, base: Path | None) -> list[str]:
-        asked = {
-            "who": who,
-            "models": [str(m) for m in models],
-            "base": str(base) if base else None,
-            "out": str(out),
-            "method": method,
-            "threads": options.threads,
-        }
-        return [sys.executable, __file__, "--folder", str(folder), "--run", json.dumps(asked)]
-
-    if what == "sizes":
-        for gigabytes in (0.5, 2.0, 6.0):
-            pair = [make(folder, gigabytes, "a", 1), make(folder, gigabytes, "b", 2)]
-            rows = {m: command("isthmus", pair[1:] if m == "ties" else pair, m, pair[0] if m == "ties" else None)
-                    for m in ("linear", "ties")}  # fmt: skip
-            show(f"{gigabytes:g} GB models", compete(rows, out, 1), "linear")
-            if gigabytes != options.gigabytes:
-                for path in pair:
-                    shutil.rmtree(path)
-        return
-    method = {"linear2": "linear", "linear3": "linear"}.get(what, what)
-    models = [make(folder, options.gigabytes, "abc"[i], i + 1) for i in range(3 if what == "linear3" else 2)]
-    base = None if method == "linear" else make(folder, options.gigabytes, "base", 0)
-    rows = {"isthmus": command("isthmus", models, method, base)}
-    if method in ("linear", "task-arithmetic"):
-        # Task arithmetic reads the base too: the stream of as many files.
-        rows["stream"] = command("stream", [*models, *([base] if base else [])], method, None)
-        rows["copy"] = command("copy", models, method, None)
-        baseline = "stream"
+    models = [sibling(number, options.gigabytes, options) for number in range(1, count + 1)]
+    base = None if what == "linear" else sibling(0, options.gigabytes, options)
+    every = [*models, *([base] if base else [])]
+    if what == "rules":
+        methods, baseline = RULES, "isthmus linear"
+        rows = {baseline: command("isthmus", every, "linear", None, options)}
     else:
-        rows["isthmus linear"] = command("isthmus", [*models, base] if base else models, "linear", None)
-        baseline = "isthmus linear"
+        methods, baseline = (what,), "stream"
+        # Task arithmetic reads the base too: the stream of as many files.
+        rows = {baseline: command("stream", every, what, None, options)}
+    rows |= {f"isthmus {method}": command("isthmus", models, method, base, options) for method in methods}
+    if what == "linear":
+        rows["copy"] = command("copy", models, what, None, options)
     costs = compete(rows, out, options.repeats)
+    title = f"{what}: {count} x {options.gigabytes:g} GB{' and a base' if base else ''}"
+    show(title, costs, baseline)
     if options.mergekit:
-        written = folder / "recipe.yml"
-        written.write_text(recipe(models, base, method, OPTIONS.get(method, {})))
-        show(f"{what}: {len(models)} x {options.gigabytes:g} GB", costs, baseline)
-        theirs_is = [str(options.mergekit), "-c", MERGEKIT, str(written), str(out)]
-        again = options.repeats if method == "linear" else options.mergekit_repeats
-        theirs = compete({"mergekit": theirs_is}, out, again)
-        costs["mergekit"] = (theirs["mergekit"] * options.repeats)[: options.repeats]
-    show(f"{what}: {len(models)} x {options.gigabytes:g} GB", costs, baseline)
+        for method in methods:
+            written = folder / "recipe.yml"
+            written.write_text(recipe(models, base, method, OPTIONS.get(method, {})))
+            theirs = [str(options.mergekit), "-c", MERGEKIT, str(written), str(out)]
+            repeats = options.repeats if method == "linear" else 1
+            costs[f"mergekit {method}"] = [measured(theirs, options.mergekit_limit) for _ in range(repeats)]
+            shutil.rmtree(out, ignore_errors=True)
+        show(f"{title}, mergekit beside", costs, baseline)
+
+
+def measure_size(gigabytes: float, whole: bool, options: argparse.Namespace) -> None:
+    """One table of what a merge of models of one size takes; the models are removed again."""
+    pair = [sibling(number, gigabytes, options, whole) for number in (1, 2)]
+    rows = {
+        "linear of two": command("isthmus", pair, "linear", None, options),
+        "TIES of one and a base": command("isthmus", pair[1:], "ties", pair[0], options),
+    }
+    title = f"{gigabytes:g} GB models{' of one tensor' if whole else ''}"
+    show(title, compete(rows, options.folder / "out", 1), "linear of two")
+    if gigabytes != options.gigabytes or whole:
+        for path in pair:
+            shutil.rmtree(path)
 
 
 if __name__ == "__main__":

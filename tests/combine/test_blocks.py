@@ -25,7 +25,7 @@ from isthmus.combine import (
 )
 from isthmus.combine.blocks import scratch, total
 from isthmus.combine.order_statistics import Boundary, OrderStatistics, thinned
-from isthmus.combine.random_masks import bernoulli, integers
+from isthmus.combine.random_masks import below, bernoulli, integers
 from isthmus.errors import InputError
 
 # Blocks
@@ -241,17 +241,21 @@ def test_a_sample_that_misleads_costs_two_more_looks_and_nothing_else():
 
 
 def test_an_element_draws_the_same_whatever_block_it_is_in():
-    whole = Place("w", (1000,), 0, 1000, 7)
-    for draw in (lambda p: bernoulli(p, 2, 0.3), lambda p: integers(p, 2)):
-        expected = draw(whole)
-        for size in (1, 16, 33, 250):
-            parts = [draw(Place("w", (1000,), s, min(s + size, 1000), 7)) for s in range(0, 1000, size)]
-            assert torch.equal(torch.cat(parts), expected)
+    def drawn(first: int, last: int) -> Tensor:
+        place = Place("w", (1000,), first, last, 7)
+        several = [torch.from_numpy(found) for found in below(place, 2, (0.2, 0.7))]
+        return torch.stack([bernoulli(place, 2, 0.3), *several, integers(place, 2, range(first, last), 99)])
+
+    for size in (1, 16, 33, 250):
+        parts = [drawn(first, min(first + size, 1000)) for first in range(0, 1000, size)]
+        assert torch.equal(torch.cat(parts, dim=1), drawn(0, 1000))
 
 
-def test_seeds_names_and_models_draw_apart():
+def test_seeds_names_models_and_kinds_draw_apart():
     kinds = itertools.product((0, 1), ("a.weight", "b.weight"), (0, 1))
-    drawn = [integers(Place(key, (4096,), 0, 4096, seed), stream) for seed, key, stream in kinds]
+    places = [(Place(key, (4096,), 0, 4096, seed), stream) for seed, key, stream in kinds]
+    drawn = [integers(place, stream, range(4096), 2) for place, stream in places]
+    drawn += [bernoulli(place, stream, 0.5) for place, stream in places]
     for a, b in itertools.combinations(drawn, 2):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.08
 
@@ -264,15 +268,26 @@ def test_probabilities_are_met(probability: float):
     assert abs(kept - count * probability) < 5 * deviation + 1
 
 
-def test_draws_are_spread_evenly():
-    values = integers(Place("w", (200_000,), 0, 200_000, 0), 0).double() * 2.0**-32
-    counts = torch.histc(values, 20, -0.5, 0.5)
-    assert float((counts - 10_000).abs().max()) < 500 and values.min() >= -0.5 and values.max() < 0.5
+@pytest.mark.parametrize("bounds", [(0.2, 0.7), (0.7, 0.2), (0.3, 0.3 + 1e-6), (0.0, 1.0)])
+def test_bounds_share_one_draw(bounds: tuple[float, float]):
+    place = Place("w", (400_000,), 0, 400_000, 0)
+    found = [torch.from_numpy(kept) for kept in below(place, 0, bounds)]
+    for kept, bound in zip(found, bounds, strict=True):
+        assert torch.equal(kept, bernoulli(place, 0, bound))
+    one, other = sorted(found, key=lambda kept: int(kept.sum()))
+    assert not (one & ~other).any(), "what is below the one is below the larger one"
+
+
+@pytest.mark.parametrize("count", [1, 7, 20, 1 << 40])
+def test_draws_are_spread_evenly(count: int):
+    values = integers(Place("w", (1,), 0, 1, 0), 0, range(200_000), count).double() / count
+    counts = torch.histc(values, min(count, 20), 0, 1).double()
+    even = 200_000 / len(counts)
+    assert float((counts - even).abs().max()) <= 5 * even**0.5 and values.min() >= 0 and values.max() < 1
 
 
 def test_the_numbers_are_those_of_every_machine():
     place = Place("layer.weight", (8,), 0, 8, 1)
     assert bernoulli(place, 0, 0.5).tolist() == [False, False, True, False, True, False, False, True]
-    assert integers(place, 0).tolist()[:4] == [-2078628418, -1686954825, -528978181, 782092553]
-    later = Place("layer.weight", (8,), 3, 4, 1)
-    assert integers(later, 0).tolist() == [782092553]
+    assert integers(place, 0, range(4), 1000).tolist() == [903, 315, 404, 66]
+    assert integers(place, 0, range(3, 4), 1000).tolist() == [66]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import isthmus
 from isthmus.combine import COMBINATIONS, Place, blockwise, combine, terms_of
-from isthmus.combine.by_rank import kept_by_rank, ranked
-from isthmus.combine.random_masks import bernoulli, integers
+from isthmus.combine.by_rank import RUN, kept_by_rank, ranked
+from isthmus.combine.random_masks import below, bernoulli, integers
 
 SHAPE = (12, 30)
 
@@ -169,39 +169,81 @@ def test_della_keeps_large_elements_more_often():
     assert float((whole.mean(0) - vector).abs().mean()) < 0.25
 
 
+def outranks(size: list[float], shift: int) -> list[bool]:
+    """Which elements of a row are larger than those so much further on; of equal ones, the later."""
+    length = len(size)
+    peers = [(i + shift) % length for i in range(length)]
+    return [(size[i], i) > (size[j], j) for i, j in enumerate(peers)]
+
+
 @pytest.mark.parametrize("values", ["distinct", "equal"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dellas_masks_compare_with_another_element_of_the_row(values: str, dtype: torch.dtype):
-    (vector,) = drawn(1)
-    vector = (vector if values == "distinct" else vector.mul(2).round()).to(dtype)
-    place, density, epsilon, last = Place("w", SHAPE, 0, 360, 2), 0.4, 0.3, SHAPE[1] - 1
-    expected = torch.empty(SHAPE, dtype=torch.bool)
-    for (row, i), number in zip(
-        itertools.product(*map(range, SHAPE)), integers(place, 1).tolist(), strict=True
-    ):
-        rung = (number / 2**32 + 0.5 - (density - epsilon)) / (2 * epsilon) * last
-        if 0 <= rung < last:
-            j = int(rung) + (int(rung) >= i)  # any but itself
-            expected[row, i] = (abs(vector[row, i]), i) > (abs(vector[row, j]), j)
-        else:
-            expected[row, i] = rung < 0
-    assert torch.equal(kept_by_rank(vector, place, 1, density, epsilon).view(SHAPE), expected)
+@pytest.mark.parametrize(
+    "shape", [(40, 2), (40, 3), (9, 63), (9, 64), (9, 65), (5, 640), (3, 1001), (3, 8, 25)]
+)
+def test_dellas_masks_compare_with_elements_of_the_row(
+    shape: tuple[int, ...], values: str, dtype: torch.dtype
+):
+    (vector,) = drawn(1, shape=shape)
+    vector = (vector if values == "distinct" else vector.mul(2).round()).to(dtype).view(shape[0], -1)
+    (rows, length), runs = vector.shape, -(-vector[0].numel() // RUN)
+    width = -(-length // runs)
+    place, density, epsilon = Place("w", shape, 0, vector.numel(), 2), 0.4, 0.3
+    low, high = (
+        torch.from_numpy(kept).view(rows, length)
+        for kept in below(place, 1, (density - epsilon, density + epsilon))
+    )
+    shifts = (integers(place, 1, range(rows * runs), length - 1) + 1).view(rows, runs).tolist()
+    expected = low.clone()
+    for row, size in enumerate(vector.abs().tolist()):
+        for i in range(length):
+            expected[row, i] |= high[row, i] & outranks(size, shifts[row][i // width])[i]
+    assert torch.equal(kept_by_rank(vector, place, 1, density, epsilon).view(rows, length), expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 50, 64, 65, 300])
+def test_dellas_masks_do_not_depend_on_blocks(length: int):
+    vector = drawn(1, shape=(41, length))[0].mul(3).round().float()
+
+    def kept(first: int, last: int) -> Tensor:
+        place = Place("w", (41, length), first * length, last * length, 3)
+        return kept_by_rank(vector[first:last], place, 0, 0.5, 0.2)
+
+    for size in (1, 3, 40):
+        parts = [kept(first, min(first + size, 41)) for first in range(0, 41, size)]
+        assert torch.equal(torch.cat(parts), kept(0, 41))
 
 
 @pytest.mark.parametrize(
-    "row", [[3.0, -1.0, 4.0, 1.5, -9.0, 2.0], [0.0, 1.0, 1.0, -1.0, 0.0, 2.0], [2.0, -1.0]]
+    "row",
+    [
+        [3.0, -1.0, 4.0, 1.5, -9.0, 2.0],
+        [0.0, 1.0, 1.0, -1.0, 0.0, 2.0],
+        [2.0, -1.0],
+        [1.0, 1.0, -1.0],
+        [float(i * 37 % 101) for i in range(100)],  # two runs of 50
+    ],
 )
-def test_dellas_masks_meet_the_probabilities_of_ranks_and_are_apart(row: list[float]):
-    rows, length = 60_000, len(row)
+def test_dellas_masks_meet_the_probabilities_of_ranks_and_share_a_distance(row: list[float]):
+    length, density, epsilon = len(row), 0.5, 0.45
+    rows = max(20_000, 360_000 // length)
     vector = torch.tensor(row).repeat(rows, 1)
     place = Place("w", (rows, length), 0, rows * length, 3)
-    kept = kept_by_rank(vector, place, 0, 0.5, 0.45).view(rows, length).double()
+    kept = kept_by_rank(vector, place, 0, density, epsilon).view(rows, length).double()
     chance = torch.empty(length, dtype=torch.float64)
-    chance[vector[0].abs().argsort(stable=True)] = torch.linspace(0.05, 0.95, length, dtype=torch.float64)
+    ladder = torch.linspace(density - epsilon, density + epsilon, length, dtype=torch.float64)
+    chance[vector[0].abs().argsort(stable=True)] = ladder
     deviation = (chance * (1 - chance) / rows).sqrt()
     assert bool(((kept.mean(0) - chance).abs() < 5 * deviation).all())
-    together = torch.corrcoef(kept.T) - torch.eye(length)
-    assert float(together.abs().max()) < 5 / rows**0.5
+    # Within a run as the shared distance makes it; between runs nothing.
+    larger = torch.tensor([outranks(vector[0].abs().tolist(), s) for s in range(1, length)]).double()
+    expected = 4 * epsilon**2 * torch.cov(larger.T, correction=0).view(length, length)
+    run = torch.arange(length) // -(-length // -(-length // RUN))
+    expected *= run.unsqueeze(0) == run.unsqueeze(1)
+    expected.fill_diagonal_(0)
+    found = torch.cov(kept.T).fill_diagonal_(0)
+    assert float((found - expected).abs().max()) < 5.5 * 0.25 / rows**0.5
+    assert length < 6 or float(expected.abs().max()) > 0.02, "there is something to be seen"
 
 
 def test_della_divides_by_the_probabilities_of_ranks():
@@ -216,11 +258,12 @@ def test_della_divides_by_the_probabilities_of_ranks():
     close(found, base + vector * kept / chance, 1e-9)
 
 
-def test_a_row_longer_than_float32_counts_is_compared_all_over():
-    length = 100_000
-    vector = torch.arange(1.0, length + 1).view(1, -1)
-    kept = kept_by_rank(vector, Place("w", (length,), 0, length), 0, 0.5, 0.4).double()
-    rates, expected = kept.view(10, -1).mean(1), torch.linspace(0.14, 0.86, 10)
+def test_a_long_vector_is_one_row():
+    length = 300_000  # longer than a block
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
+    place = Place("w", (length,), 0, length)
+    kept = kept_by_rank((order + 1.0).view(1, -1), place, 0, 0.5, 0.4).double()
+    rates, expected = kept[order.argsort()].view(10, -1).mean(1), torch.linspace(0.14, 0.86, 10)
     assert float((rates - expected).abs().max()) < 5 * 0.5 / (length / 10) ** 0.5
 
 

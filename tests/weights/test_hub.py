@@ -11,7 +11,7 @@ import torch
 
 import isthmus
 from isthmus import weights
-from isthmus.errors import WeightsError
+from isthmus.errors import InputError, WeightsError
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -40,12 +40,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if not file.is_file():
             self._answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             return
+        content, asked = file.read_bytes(), self.headers.get("Range")
         if self.command == "GET":
-            self.fetched.append(f"{commit[0]}/{'/'.join(rest)}")
-        content = file.read_bytes()
-        if (asked := self.headers.get("Range")) is not None:
+            self.fetched.append(f"{commit[0]}/{'/'.join(rest)}{'' if asked is None else '[:]'}")
+        if asked is not None:
             first, last = asked.removeprefix("bytes=").split("-")
-            self.fetched[-1:] = [f"{self.fetched[-1]}[:]"] if self.command == "GET" else []
             part = content[int(first) : int(last) + 1]
             self._answer(
                 206, part, {"Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"}
@@ -145,6 +144,63 @@ def test_a_plan_reads_headers_where_they_are(served: object, tmp_path: Path):
     Path("again.yml").write_text(RECIPE.replace("name}", f"name@{'a' * 40}}}"))
     assert "fetched" not in " ".join(isthmus.plan("again.yml").notes)
     assert not Hub.fetched
+
+
+LORA = "models: [{model: org/name+org/lora}]\nmerge_method: passthrough\n"
+
+
+@pytest.fixture
+def adapter(served: object) -> Path:
+    """An adapter of the model, on the hub as well."""
+    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.full((2, 1), 3.0)}
+    folder = Hub.root / "org" / "lora" / REVISIONS["main"]
+    named = {f"base_model.model.w.{name}.weight": factor for name, factor in factors.items()}
+    weights.save(named, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["w"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    for commit in REVISIONS.values():  # a weight that an adapter can be added to
+        model = Hub.root / "org" / "name" / commit
+        weights.save({"w.weight": torch.ones(2, 2)}, model / "model-1.safetensors")
+        index = {"weight_map": {"w.weight": "model-1.safetensors", "u": "model-2.safetensors"}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_an_adapter_is_planned_from_its_headers(adapter: Path, tmp_path: Path):
+    Path("recipe.yml").write_text(LORA)
+    plan = isthmus.plan("recipe.yml")
+    assert "org/name+org/lora: LoRA of rank 1 added to 1 tensors" in plan.notes
+    assert "org/name+org/lora: 48 bytes are fetched from the hub when this runs" in plan.notes
+    assert not {name for name in Hub.fetched if name.endswith("safetensors")}
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    done = plan.run("out")
+    assert weights.load(done.folder)["w.weight"].tolist() == [[7, 7], [7, 7]]
+    # Once it is here, the hub is not asked for its headers.
+    Hub.fetched.clear()
+    assert "fetched" not in " ".join(isthmus.plan("recipe.yml").notes)
+    assert not {name for name in Hub.fetched if "adapter" in name}
+
+
+def test_an_adapter_that_has_changed_since_it_was_planned_is_refused(adapter: Path):
+    Path("recipe.yml").write_text(LORA)
+    plan = isthmus.plan("recipe.yml")
+    weights.save({"other": torch.ones(3)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(WeightsError, match=r"org/lora@a+ has other tensors than when it was planned"):
+        plan.run("out")
+    assert not Path("out").exists()
+
+
+def test_what_is_no_adapter_is_refused_by_the_plan(adapter: Path, tmp_path: Path):
+    Path("recipe.yml").write_text(LORA)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"it has no adapter_model\.safetensors") as caught:
+        isthmus.plan("recipe.yml")
+    assert "it is a pickle" in str(caught.value.hint)
+    (adapter / "adapter_config.json").unlink()
+    Path("other.yml").write_text(LORA.replace("org/lora", "org/name@v2"))
+    with pytest.raises(InputError, match=r"it has no adapter_config\.json"):
+        isthmus.plan("other.yml")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_what_has_no_safetensors_is_fetched_to_be_planned(served: object):

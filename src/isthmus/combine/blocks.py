@@ -38,7 +38,7 @@ BLOCK = 1 << 17
 
 #: Version of the arithmetic of all rules, the law of their random numbers included. Raised when any rule's result
 #: changes in one bit for the same input, so that no run goes on where an older one stopped.
-ARITHMETIC = 1
+ARITHMETIC = 2
 
 #: How a tensor is cut: runs of elements; whole rows of the last axis; whole filters (all but the first
 #: axis); not at all.

@@ -2,23 +2,41 @@
 
 An element is to be kept with a probability that grows in equal steps with its rank in its row. Ranks need not be
 known for that: the element is compared with another one of its row, drawn at random, and is the larger of the two
-in rank of length - 1 cases. One random number decides all: below one bound the element is kept, above another it
-is dropped, and between the two it says which element to compare with.
+in rank of length - 1 cases.
+
+What is drawn: for each element one number, independent of all others; below one bound the element is kept, above
+another it is dropped, and between the two the comparison decides. For each run of up to 64 neighbours of a row one
+distance, uniform in 1 .. length - 1: their peers lie so much further on in the row, which begins again at its end,
+and are read in one piece.
+
+So each element's own probability is exact, and given the distances elements are independent. Two elements of different
+runs are independent without that too. Two of one run share its distance: if C is the covariance, over all distances,
+of their being larger than their peers, that of their being kept is 4 epsilon^2 C: between -epsilon^2 and epsilon^2,
+and near zero unless magnitudes go up and down along the row together.
 """
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from isthmus.combine.blocks import Layout, Place, scratch
-from isthmus.combine.random_masks import bernoulli, integers
+from isthmus.combine.blocks import BLOCK, Layout, Place, scratch
+from isthmus.combine.random_masks import below, bernoulli, integers
 from isthmus.combine.trimming import HELD, Drawn, magnitude, masked
 
-# Up to this length, float32 has some hundred random numbers for each element of a row.
-_SHORT = 1 << 16
+#: Neighbouring elements of a row that are compared with elements at one distance.
+RUN = 64
+
+# Elements that are compared at once: a few times as many bytes fit in a core's own cache.
+_TOGETHER = 1 << 15
+
+# The last rows of a block are fewer, and so are those of a tensor's last block.
+_TABLES_HELD = 4
 
 
 class AtRandomByRank(Drawn):
@@ -78,36 +96,90 @@ def kept_by_rank(
         density: the mean probability.
         epsilon: how far the probabilities reach below and above it.
     """
-    length = vector.shape[-1]
-    if length == 1 or not epsilon:
+    if vector.shape[-1] == 1 or not epsilon:
         return bernoulli(place, stream, density)
-    wide, whole = (torch.float32, torch.int32) if length <= _SHORT else (torch.float64, torch.int64)
-    size = magnitude(vector).cpu()
-    # Below 0 where the element is kept whatever its rank, from length - 1 on where it is dropped; between, which of
-    # the others to compare with. Product and sum are rounded one by one, so that all machines agree.
-    drawn = scratch("drawn", size, wide).copy_(integers(place, stream).view(size.shape))
-    scale = (length - 1) / (2 * epsilon)
-    drawn.mul_(scale * 2.0**-32).add_(scale * (0.5 - density + epsilon))
-    own, position = drawn.numpy(), torch.arange(length, dtype=wide)
-    kept, open_, later, larger, equal = (
-        scratch(name, size, torch.bool).numpy() for name in ("kept", "open", "later", "larger", "equal")
-    )
-    np.less(own, 0, out=kept)
-    np.less(own, length - 1, out=open_)
-    # The others are all but the element itself: those behind it are one further on.
-    np.greater_equal(own, position.numpy(), out=later)
-    drawn.add_(torch.ge(drawn, position, out=scratch("step", size, wide))).clamp_(0, length - 1)
-    other = scratch("other", size, whole).copy_(drawn)
-    other.add_(torch.arange(0, size.numel(), length, dtype=whole).unsqueeze(-1))
-    peer = scratch("peer", size, size.dtype)
-    torch.index_select(size.view(-1), 0, other.view(-1), out=peer.view(-1))
-    np.greater(size.numpy(), peer.numpy(), out=larger)
-    np.equal(size.numpy(), peer.numpy(), out=equal)
-    equal &= ~later
-    larger |= equal
-    larger &= open_
-    kept |= larger
-    return torch.from_numpy(kept).view(-1)
+    kept, open_ = below(place, stream, (density - epsilon, density + epsilon))
+    open_ &= _outrank(vector.cpu(), place, stream).reshape(-1)
+    kept |= open_
+    return torch.from_numpy(kept)
+
+
+class _Table:
+    """Memory in which rows are compared with themselves, run by run, and the views of it.
+
+    A row is followed by itself, less one: what is found there lies before the element that it is compared with,
+    which then outranks its equal.
+
+    Args:
+        rows: at once.
+        length: of a row.
+        dtype: of integers.
+    """
+
+    def __init__(self, rows: int, length: int, dtype: torch.dtype):
+        runs = _runs(length)
+        width = -(-length // runs)  # the last run of a row may be short of a few elements
+        twice = torch.empty(rows, length + runs * width, dtype=dtype)
+        self._size, self._before = twice[:, :length], twice[:, length : 2 * length]
+        self._windows = twice.as_strided((twice.numel() - width + 1, width), (1, 1))
+        self._peers = torch.empty(rows * runs, width, dtype=dtype)
+        self._own, self._other = self._size.numpy(), self._peers.view(rows, -1)[:, :length].numpy()
+        nearest = torch.arange(1, runs * width + 1, width)
+        self._nearest = torch.arange(0, twice.numel(), twice.shape[-1]).unsqueeze(-1) + nearest
+        self._largest = torch.iinfo(dtype).max
+
+    def compare(self, bits: Tensor, shifts: Tensor, larger: NDArray[np.bool_]) -> None:
+        """Which numbers are larger than others of their rows, in magnitude.
+
+        Args:
+            bits: numbers as integers; but for the sign those of magnitudes are in the same order.
+            shifts: how far behind the nearest element those lie that a run is compared with.
+            larger: what is found.
+        """
+        torch.bitwise_and(bits, self._largest, out=self._size)
+        torch.sub(self._size, 1, out=self._before)
+        starts = torch.add(shifts, self._nearest).view(-1)
+        torch.index_select(self._windows, 0, starts, out=self._peers)
+        np.greater(self._own, self._other, out=larger)
+
+
+class _Tables(threading.local):
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int, torch.dtype], _Table] = {}
+
+    def of(self, rows: int, length: int, dtype: torch.dtype) -> _Table:
+        """A table of the calling thread: making its views takes as long as comparing."""
+        kind = rows, length, dtype
+        if (found := self._held.get(kind)) is not None:
+            return found
+        made = _Table(*kind)
+        if length <= BLOCK:  # as for scratch memory
+            if len(self._held) == _TABLES_HELD:
+                self._held.clear()
+            self._held[kind] = made
+        return made
+
+
+_TABLES = _Tables()
+
+
+def _runs(length: int) -> int:
+    """Runs of a row; they are as even as they can be."""
+    return -(-length // RUN)
+
+
+def _outrank(vector: Tensor, place: Place, stream: int) -> NDArray[np.bool_]:
+    """Which elements of rows rank above the one that they are compared with."""
+    (rows, length), runs = vector.shape, _runs(vector.shape[-1])
+    bits = vector.view(torch.int32 if vector.dtype == torch.float32 else torch.int64)
+    first = place.start // length * runs
+    shifts = integers(place, stream, range(first, first + rows * runs), length - 1).view(rows, runs)
+    larger = scratch("larger", bits, torch.bool).numpy()
+    step = max(_TOGETHER // length, 1)
+    for begin, piece, shift in zip(range(0, rows, step), bits.split(step), shifts.split(step), strict=True):
+        table = _TABLES.of(len(piece), length, bits.dtype)
+        table.compare(piece, shift, larger[begin : begin + step])
+    return larger
 
 
 def ranked(size: Tensor) -> Tensor:

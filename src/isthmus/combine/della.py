@@ -51,8 +51,9 @@ def della(
 
     In each row the element of smallest magnitude is kept with probability density - epsilon, the largest with
     density + epsilon, and those between in equal steps by rank; of equal ones the earlier ranks lower. What is
-    drawn is another element of the row to compare with, which has the same probabilities and needs no ranks; they
-    are found only to divide by (rescale="probability"), which takes several times as long.
+    drawn is another element of the row to compare with, which has the same probabilities and needs no ranks; up to 64
+    neighbours have theirs at one distance, so that their masks are independent only given that. Ranks are found
+    only to divide by (rescale="probability"), which takes several times as long.
 
     Args:
         weights: one per model, of any size; one each where not given.
@@ -82,7 +83,7 @@ def della(
         >>> base, model = {"w": torch.zeros(1, 6)}, {"w": torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])}
         >>> options = {"density": 0.5, "epsilon": 0.25, "rescale": "none"}
         >>> isthmus.combine([model], "della", base=base, seed=5, options=options)
-        {'w': tensor([[0., 2., 0., 4., 5., 6.]])}
+        {'w': tensor([[0., 2., 0., 4., 0., 6.]])}
     """
     how = chosen("della", convention, _CONVENTIONS, {"rescale": rescale})
     election = Election(vote, weighted_vote, tie)

@@ -124,7 +124,7 @@ def inspect(path: Path) -> Inspection:
     Raises:
         WeightsError: there is no checkpoint, or it is broken.
     """
-    found = locate(str(path), None, (Path(),))
+    found = locate(str(path))
     checkpoint = headers.read(found)
     folder = found if found.is_dir() else found.parent
     return Inspection(

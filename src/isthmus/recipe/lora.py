@@ -42,6 +42,7 @@ class Adapter:
             (`modules_to_save`, and biases that were trained).
         checkpoint: its headers.
         rank: largest rank of a factor.
+        remote: where its weights are on the hub, `org/name@commit`, if they are not here yet; a run fetches them.
     """
 
     path: Path
@@ -49,6 +50,11 @@ class Adapter:
     replaced: Mapping[str, str]
     checkpoint: Checkpoint
     rank: int
+    remote: str | None = None
+
+
+#: The files of an adapter, by PEFT's names.
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 # Keys of adapter_config.json that say nothing of the arithmetic of a trained adapter, or that are read below.
@@ -64,20 +70,20 @@ _HARMLESS = frozenset(
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
-def read_adapter(path: Path, base: Checkpoint) -> Adapter:
+def read_adapter(path: Path, base: Checkpoint, held: Checkpoint | None = None) -> Adapter:
     """Read an adapter's configuration and headers, and find the weight that each tensor belongs to.
 
     Args:
         path: the adapter's folder.
         base: headers of the model that it was trained on.
+        held: its headers, where its weights are not in the folder yet.
 
     Raises:
         WeightsError: the folder holds no adapter, or a broken one.
         InputError: it is of a kind that cannot be applied, or of another model; all reasons are listed.
     """
-    settings_file = path / "adapter_config.json"
-    weights_file = path / "adapter_model.safetensors"
-    if not settings_file.is_file() or not weights_file.is_file():
+    settings_file, weights_file = path / SETTINGS, path / WEIGHTS
+    if not settings_file.is_file() or not (held or weights_file.is_file()):
         missing = settings_file if not settings_file.is_file() else weights_file
         hint = (
             "save it with peft's save_pretrained"
@@ -93,7 +99,7 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
         raise WeightsError(f"{settings_file} is no JSON object")
     settings = cast("dict[str, object]", content)
     wrong = _refusals(settings)
-    held = read(weights_file)
+    held = held or read(weights_file)
     factors, replaced, strange = _match(held, base, settings)
     if wrong or strange:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,7 +14,7 @@ from typing import cast
 
 from isthmus.errors import IsthmusError, WeightsError
 from isthmus.recipe.headers import SIZES, Checkpoint, Entry, of_remote, read
-from isthmus.recipe.lora import Adapter, read_adapter
+from isthmus.recipe.lora import SETTINGS, WEIGHTS, Adapter, read_adapter
 from isthmus.recipe.schema import Reference
 
 # Beyond this many bytes a content hash is of samples, and says so: hashing would take as long as merging.
@@ -66,6 +67,14 @@ class Parent:
         inner = self.config.get("text_config")
         return cast("dict[str, object]", inner) if isinstance(inner, dict) else self.config
 
+    @property
+    def awaited(self) -> int:
+        """Bytes of weights that a run fetches from the hub, the adapter's included."""
+        adapter = self.adapter
+        return (self.checkpoint.nbytes if self.remote is not None else 0) + (
+            adapter.checkpoint.nbytes if adapter is not None and adapter.remote is not None else 0
+        )
+
     @functools.cached_property
     def vocabulary_size(self) -> int | None:
         """Rows of the embedding, as the configuration says."""
@@ -100,29 +109,31 @@ def find(text: str, roots: Iterable[Path]) -> Path | None:
     return next((root / path for root in roots if exists(root / path)), None)
 
 
-def locate(text: str, revision: str | None, roots: tuple[Path, ...], *, inside: Path | None = None) -> Path:
-    """Where a model is: a path from here or from beside the recipe, else the hub's cache.
+def locate(text: str) -> Path:
+    """Where a model is: a path from here, else the hub's cache, into which it is fetched.
 
     Args:
         text: path or id.
-        revision: of an id.
-        roots: folders that relative paths begin in, in order.
-        inside: where given, the recipe is not trusted: the model is in this folder, under its path or under the
-            last part of it, or nowhere; nothing is fetched.
 
     Raises:
         WeightsError: it is nowhere.
     """
-    found = _here(text, roots, inside)
+    found = _here(text, (Path(),), None)
     if found is not None:
         return found
     from isthmus.weights.hub import download  # imports torch: only where the hub is needed
 
-    return download(f"{text}@{revision}" if revision else text)
+    return download(text)
 
 
 def _here(text: str, roots: tuple[Path, ...], inside: Path | None) -> Path | None:
-    """Where a model is on this machine; None where the hub is to be asked.
+    """Where a model or adapter is: a path from here or from beside the recipe; None where the hub is to be asked.
+
+    Args:
+        text: path or id.
+        roots: folders that relative paths begin in, in order.
+        inside: where given, the recipe is not trusted: the model is in this folder, under its path or under the
+            last part of it, or nowhere; nothing is fetched.
 
     Raises:
         WeightsError: it is nowhere.
@@ -169,8 +180,8 @@ def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | No
     config = read_json(folder / "config.json")
     adapter = None
     if reference.lora is not None:
-        where = locate(reference.lora, reference.lora_revision, roots, inside=inside)
-        adapter = read_adapter(where, checkpoint)
+        where = _here(reference.lora, roots, inside)
+        adapter = _adapter_on_hub(reference, checkpoint) if where is None else read_adapter(where, checkpoint)
     return Parent(reference, path, checkpoint, config, adapter, remote)
 
 
@@ -191,18 +202,38 @@ def _on_hub(reference: Reference) -> tuple[Path, Checkpoint, str | None]:
     return folder, of_remote(folder, held), fixed
 
 
+def _adapter_on_hub(reference: Reference, base: Checkpoint) -> Adapter:
+    """An adapter of the hub, by its configuration and headers."""
+    from isthmus.weights.hub import describe, download, remote_headers
+
+    name, revision = reference.lora, reference.lora_revision
+    folder = describe(f"{name}@{revision}" if revision else f"{name}")
+    if not (folder / SETTINGS).is_file() or (folder / WEIGHTS).is_file():
+        return read_adapter(folder, base)  # no adapter, or here in full
+    fixed = f"{name}@{folder.name}"
+    if (held := remote_headers(fixed, WEIGHTS)) is None:
+        return read_adapter(download(fixed), base)
+    return dataclasses.replace(read_adapter(folder, base, of_remote(folder, held)), remote=fixed)
+
+
 def fetch(parent: Parent) -> None:
-    """Bring a model's weights here, where the plan has left them on the hub.
+    """Bring the weights of a model and its adapter here, where the plan has left them on the hub.
 
     Raises:
         WeightsError: they cannot be fetched, or are not those that the plan saw.
     """
-    if parent.remote is None:
-        return
     from isthmus.weights.hub import download
 
-    if _headers(download(parent.remote)).entries != parent.checkpoint.entries:
-        raise WeightsError(f"{parent.remote} has other tensors than when it was planned", hint="plan again")
+    if parent.remote is not None:
+        _check_same(parent.remote, parent.checkpoint, _headers(download(parent.remote)))
+    adapter = parent.adapter
+    if adapter is not None and adapter.remote is not None:
+        _check_same(adapter.remote, adapter.checkpoint, read(download(adapter.remote) / WEIGHTS))
+
+
+def _check_same(remote: str, planned: Checkpoint, fetched: Checkpoint) -> None:
+    if fetched.entries != planned.entries:
+        raise WeightsError(f"{remote} has other tensors than when it was planned", hint="plan again")
 
 
 def _headers(path: Path) -> Checkpoint:

@@ -243,9 +243,9 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
         problems.check()
     notes += _adapters(parents)
     notes += [
-        f"{name}: {size(parent.checkpoint.nbytes)} are fetched from the hub when this runs"
+        f"{name}: {size(parent.awaited)} are fetched from the hub when this runs"
         for name, parent in parents.items()
-        if parent.remote is not None
+        if parent.awaited
     ]
     return Plan(
         path, text, recipe, parents, tuple(rows.rows), vocabulary, tuple(files), tuple(notes), graph, after

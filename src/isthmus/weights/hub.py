@@ -70,15 +70,17 @@ def describe(text: str) -> Path:
     return _fetched(text, _BESIDE)
 
 
-def remote_headers(text: str) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]] | None:
+def remote_headers(
+    text: str, file: str | None = None
+) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]] | None:
     """What a model's safetensors files hold, by their headers alone: some kilobytes of each are read.
 
     Args:
         text: as for `download`.
+        file: this one alone; by default those that hold a model, under their usual names.
 
     Returns:
-        File -> tensor -> (dtype as the header has it, shape); None where the model has no safetensors under their
-        usual names.
+        File -> tensor -> (dtype as the header has it, shape); None where there is no such file.
 
     Raises:
         MissingExtraError: as for `download`.
@@ -89,9 +91,15 @@ def remote_headers(text: str) -> dict[str, dict[str, tuple[str, tuple[int, ...]]
     bars = cast("ModuleType", hub.utils)
     shown = not bars.are_progress_bars_disabled()
     bars.disable_progress_bars()  # of kilobytes
+    client, commit, errors = hub.HfApi(), revision or None, hub.errors
     try:
-        found = hub.HfApi().get_safetensors_metadata(name, revision=revision or None)
-    except hub.errors.NotASafetensorsRepoError:
+        if file is None:
+            found = client.get_safetensors_metadata(name, revision=commit).files_metadata
+        else:
+            found = {file: client.parse_safetensors_file_metadata(name, file, revision=commit)}
+    except errors.LocalEntryNotFoundError as error:  # the hub was not reached, and may have it
+        raise _refused(text, error) from error
+    except (errors.NotASafetensorsRepoError, errors.EntryNotFoundError):
         return None
     except Exception as error:  # as below
         raise _refused(text, error) from error
@@ -100,7 +108,7 @@ def remote_headers(text: str) -> dict[str, dict[str, tuple[str, tuple[int, ...]]
             bars.enable_progress_bars()
     return {
         file: {tensor: (str(info.dtype), tuple(info.shape)) for tensor, info in held.tensors.items()}
-        for file, held in sorted(found.files_metadata.items())
+        for file, held in sorted(found.items())
     }
 
 
