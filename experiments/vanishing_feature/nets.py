@@ -84,7 +84,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "vgg16scratch": Family(
         "vgg16",
-        ({"base": 16}, Recipe(5, 0.05, weight_decay=1e-4, clip=1.0, growth=GROWTH)),
+        ({"base": 16}, Recipe(5, 0.03, weight_decay=1e-4, clip=1.0, batch_size=64, growth=GROWTH)),
         ({}, PAPER),
         14,
         VGG_DEPTHS,

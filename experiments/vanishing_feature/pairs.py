@@ -74,7 +74,7 @@ class Pair:
     """Two networks of one family and everything that is asked of them more than once."""
 
     def __init__(self, shelf: Shelf, family: str, index: int, splits: Splits):
-        self.family, self.splits, self.device = family, splits, shelf.device
+        self.family, self.index, self.splits, self.device = family, index, splits, shelf.device
         self.model = shelf.build(family).to(shelf.device)
         self.states: list[State] = [
             {key: value.to(shelf.device) for key, value in state.items()}

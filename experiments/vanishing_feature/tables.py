@@ -29,7 +29,7 @@ def measure(pair: Pair, results: Results) -> None:
                 continue  # the paper keeps layers apart with activation matching, ZipIt! and CCA
             cut = pair.kept(depth)
             wanted = ["none", *family.repairs] if method != "direct" else ["none"]
-            if depth and method != "activation-matching" and "least-squares" in wanted:
+            if (depth or pair.index > 1) and method != "activation-matching" and "least-squares" in wanted:
                 wanted.remove("least-squares")  # it takes ten times as long as the others
             keys = {repair: f"{method} {depth} {repair}" for repair in wanted}
             if all(key in results.found for key in keys.values()):

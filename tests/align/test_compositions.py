@@ -51,6 +51,16 @@ def test_a_network_and_its_copies_are_the_network_wherever_they_are_cut(name: st
         torch.testing.assert_close(output(merged.model, net.data), net.run(models[0]), rtol=1e-6, atol=1e-6)
 
 
+@each_method
+def test_five_models_meet_at_any_weights(method: str):
+    net = build("mlp")
+    model = net.drawn(1, positive=True)
+    models = [net.planted(model, 2), model, *(net.planted(model, seed) for seed in (3, 4, 5))]
+    found = net.align(models, BRIEFLY[method], reference=1)
+    merged = net.merge(models, align=found, weights=(0.1, 0.3, 0.2, 0.15, 0.25))
+    torch.testing.assert_close(net.run(dict(merged.weights)), net.run(model), rtol=1e-6, atol=1e-6)
+
+
 @on_every_net
 @each_method
 def test_strangers_give_a_finite_module_that_exports_again(name: str, method: str):

@@ -117,6 +117,13 @@ def test_a_model_of_zeros(method: str):
 
 
 @each_method
+def test_half_precision_stays_half_precision(method: str):
+    models = [{key: t.bfloat16() for key, t in model.items()} for model in pair()]
+    moved = found(method, models, build("mlp").data).apply(models)
+    assert all(t.dtype == torch.bfloat16 for state in moved for t in state.values())
+
+
+@each_method
 def test_models_of_other_depths_do_not_fit(method: str):
     deep = MLP(d_in=6, widths=(8, 7, 7), num_classes=3).double().state_dict()
     with pytest.raises(MismatchError, match=r"layers\.3\.weight"):

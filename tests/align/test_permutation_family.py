@@ -9,7 +9,7 @@ from small_nets import Net, Weights, build
 from torch import nn
 
 import isthmus
-from isthmus.align import Alignment, align
+from isthmus.align import Alignment, align, references
 from isthmus.combine import combine
 from isthmus.errors import DataError, InputError, MismatchError
 from isthmus.symmetry import Element
@@ -281,6 +281,21 @@ def test_the_medoid_is_what_the_others_agree_with():
     found = net.align(noisy, "weight-matching", reference="medoid")
     assert found.reference == 1
     assert found.notes[-1].startswith("reference 1: the medoid, agreements ")
+
+
+def test_models_visit_the_universe_in_an_order_of_the_methods_seed(monkeypatch: pytest.MonkeyPatch):
+    net, seeds = build("mlp"), []
+    universe = references.universe
+
+    def noted(run: Any, models: Any, seed: int = 0) -> Alignment:
+        seeds.append(seed)
+        return universe(run, models, seed)
+
+    monkeypatch.setattr(references, "universe", noted)
+    models = [net.drawn(seed) for seed in range(3)]
+    for by in ({"method": "weight-matching", "seed": 7}, "activation-matching"):
+        net.align(models, by, reference="universe")
+    assert seeds == [7, 0]
 
 
 def test_the_universe_brings_strangers_closer_than_a_reference():

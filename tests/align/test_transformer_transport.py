@@ -1,6 +1,7 @@
 """Fusion of transformers: every policy is exact where plans are the planted orders, and what they are named for."""
 
 import functools
+import sys
 
 import pytest
 import torch
@@ -115,6 +116,30 @@ def test_what_arrives_at_an_addition_is_weighed_as_its_name_says():
     torch.testing.assert_close(matrix[:, 1], stream[:, 1])
     scalar = _met(branch, stream, ours, theirs, "weighted-scalar")
     torch.testing.assert_close(scalar, 0.6 * branch + 0.4 * stream)
+
+
+def test_what_is_added_is_as_large_as_it_is_there_behind_norms_too(monkeypatch: pytest.MonkeyPatch):
+    model, graph, data, models = build("bert")
+    met: list[tuple[Tensor, Tensor]] = []
+
+    def noted(branch: Tensor, stream: Tensor, ours: Tensor, theirs: Tensor, residual: str) -> Tensor:
+        met.append((ours, theirs))
+        return _met(branch, stream, ours, theirs, residual)
+
+    monkeypatch.setattr(sys.modules[_met.__module__], "_met", noted)
+    align(graph, [models[0], models[2]], "transformer-transport", data=[data], residual="weighted-matrix")
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        getattr(model, name).register_forward_hook(lambda _, __, made, name=name: seen.update({name: made}))
+        for name in ("norm", "o", "after", "down")
+    ]
+    run("bert", models[0])
+    for hook in hooks:
+        hook.remove()
+    size = {name: made.square().mean((0, 1)) for name, made in seen.items()}
+    for found, wanted in zip(met, (("o", "norm"), ("down", "after")), strict=True):
+        for own, name in zip(found, wanted, strict=True):
+            torch.testing.assert_close(own, size[name])
 
 
 def test_policies_for_streams_are_not_for_batch_norms():

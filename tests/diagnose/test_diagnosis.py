@@ -204,6 +204,16 @@ def test_a_rule_is_not_said_where_a_more_basic_one_holds():
     assert [c.rule for c in holding([other], found)] == ["other"]
 
 
+def test_what_was_not_measured_is_not_said():
+    # Networks with an answer per position have no single row of logits whose commonest answer could be told.
+    names = ("bias dominance", "bias dominance over the parents'")
+    found = {name: Finding(name, 3.0) for name in names}
+    (cause,) = holding(CAUSES, found)
+    assert cause.rule == "bias-dominated" and cause.found.endswith("3.0 times the parents' ratio.")
+    (cause,) = holding(CAUSES, {**found, "commonest answer": Finding("commonest answer", 0.85)})
+    assert cause.found.endswith("3.0 times the parents' ratio. 85% of its answers are one class.")
+
+
 def test_data_is_halved_cut_and_standardised():
     batches = [(torch.full((2, 3, 4, 4), float(i)), torch.arange(2)) for i in range(3)]
     first, second = halves(batches)

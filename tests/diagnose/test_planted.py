@@ -216,6 +216,7 @@ def test_every_rule_names_findings_that_there_are():
         values = {**dict.fromkeys(known, 1.0), "where": "somewhere"}
         for text in (rule.found, rule.means, rule.advice):
             assert text.format_map(values)
+        assert rule.also.format_map(values) or not rule.also
         assert rule.source
     names = [rule.name for rule in CAUSES]
     assert all(other in names[: names.index(rule.name)] for rule in CAUSES for other in rule.unless)

@@ -143,17 +143,19 @@ def test_procrustes_against_every_order():
     assert procrustes(*sides, [x[:11], x[11:]]).value == pytest.approx(1 - least / 24**0.5, abs=1e-9)
 
 
-def test_maps_of_other_sizes_are_laid_over_each_other():
+@pytest.mark.parametrize("side", [8, 7])
+def test_maps_of_other_sizes_are_laid_over_each_other(side: int):
     torch.manual_seed(0)
     small = VGG((1, "M", 2), base=4, in_channels=1, num_classes=3).double()
-    x = torch.rand(10, 1, 8, 8, dtype=torch.float64)
+    x = torch.rand(10, 1, side, side, dtype=torch.float64)
     program = export(small, x[:2])
     first, second = (place.value for place in places(program))
     found = procrustes(program, small.state_dict(), program, small.state_dict(), [x], at=[(first, second)])
     seen = program.compile([first, second])(small.state_dict(), Batch((x,), {}))
     assert isinstance(seen, dict)
     a, b = seen[first].detach(), seen[second].detach()
-    up = b.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    nearest = torch.arange(side) * b.shape[2] // side  # of 7 places and 3: 0 0 0 1 1 2 2
+    up = b[:, :, nearest][:, :, :, nearest]
     flat = [t.movedim(1, 0).flatten(1).T for t in (a, up)]
     flat = [f[:, f.norm(dim=0) > 0] for f in flat]
     flat = [f / f.norm(dim=0) for f in flat]
@@ -196,6 +198,7 @@ def test_a_profile_has_a_finding_per_layer_and_a_matrix(convolutional):
     (finding,) = found.findings
     assert finding.name == "G_ReLU-CKA" and list(finding.layers) == list(found.rows)
     assert finding.value == pytest.approx(sum(found.matrix[i][i] for i in range(3)) / 3)
+    assert found.by_depth == {depth: found.matrix[i][i] for i, depth in enumerate((1, 3, 5))}
     again = procrustes(program, own, program, other, [x], at=[1, 3, 5])
     assert list(again.layers) == list(found.rows) and 0 < again.value < 1
 
@@ -230,4 +233,5 @@ def test_what_cannot_be_compared_is_said():
     with pytest.raises(DataError, match="not finite"):
         procrustes(*sides, [torch.full((5, 5), torch.inf, dtype=torch.float64)])
     dead = [*read(torch.zeros(6, 5)), *sides[2:]]
-    assert all(value != value for value in cka(*dead, [x]).diagonal.values())
+    found = cka(*dead, [x])
+    assert all(value != value for value in found.diagonal.values()) and not found.by_depth

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from isthmus import zoo
 from isthmus.errors import InputError
-from isthmus.measure import barrier, partial_barrier, when_to_stop
+from isthmus.measure import barrier, cka, partial_barrier, when_to_stop
 from isthmus.paths import Segment
 from isthmus.program import Program, export
 
@@ -121,6 +121,14 @@ def test_merging_stops_in_front_of_the_layer_that_cannot_be_merged():
     same = when_to_stop(program, Segment(a, a), data)
     assert (same.stop, same.start, same.preserve_last, same.preserve_first) == (3, 1, 0, 0)
     assert len(same.findings) == 2
+
+
+def test_a_similarity_of_activations_is_beside_the_barriers():
+    _, program, a, b, data = case()
+    alike = cka(program, a, program, b, data, kernel="relu").by_depth
+    assert set(alike) == {1, 2}  # depth 3 are the logits
+    found = when_to_stop(program, Segment(a, b), data, similarity=alike)
+    assert found.similarity == alike and found.findings[-1].layers == {str(d): v for d, v in alike.items()}
 
 
 def test_similarities_are_of_layers_that_there_are():

@@ -162,6 +162,27 @@ def test_a_convolution_is_stitched_to_one_of_another_size_and_width():
         stitch(programs[0], a.state_dict(), programs[1], b.state_dict(), data, data, kinds=["relu"], at=[2])
 
 
+class TimeFirst(nn.Module):
+    """Layers that see (time, examples, channels), as recurrent networks and older transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.second(torch.relu(self.first(x.transpose(0, 1)))))
+        return self.head(h.mean(0))
+
+
+def test_examples_need_not_be_the_first_dimension():
+    torch.manual_seed(0)
+    net = TimeFirst()
+    data = answers(net, torch.randn(64, 7, 4))
+    program, weights = export(net, data[0][0][:2]), net.state_dict()
+    for found in stitch(program, weights, program, weights, data, data, kinds=["identity", "relu"]):
+        assert len(found.penalties) == 2 and set(found.penalties.values()) == {0.0}
+
+
 def test_options_out_of_range_are_refused(mlp):
     program, weights, data = mlp
     for kind in ("rank 0", "rank", "full"):

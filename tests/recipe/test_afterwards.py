@@ -100,6 +100,7 @@ def test_a_repair_that_helps_is_kept_and_measured(make: Make, tmp_path: Path, st
     assert [(row.name, row.kind) for row in results.rows] == [
         ("s0", "edge"), ("s1", "edge"), ("merged", "merged"), ("merged + rescale", "merged"),
     ]  # fmt: skip
+    assert [profile.name for profile in results.profiles] == ["What the repair did"]
     assert "merged + rescale" in (tmp_path / "out" / "page.html").read_text()
     assert {p.name for p in tmp_path.iterdir()} == {"out", "recipe.yml"}, "nothing is left beside it"
 

@@ -255,6 +255,31 @@ def test_chunks_of_examples_change_nothing(get_net, monkeypatch):
         torch.testing.assert_close(parts.weights[key], tensor, rtol=1e-7, atol=1e-9)
 
 
+class Columns(nn.Module):
+    """A layer that sees one example per column."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Parameter(torch.randn(9, 4)), nn.Linear(9, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first @ x.T).T)
+
+
+def test_examples_that_are_columns_are_not_cut(monkeypatch):
+    torch.manual_seed(0)
+    nets = [Columns().double() for _ in range(2)]
+    states, data = [net.state_dict() for net in nets], drawn(40, 4, seed=3)
+    program, merged = export(nets[0], data[:2]), averaged(states)
+    models = Models(program, tuple(states), (0.5, 0.5))
+    whole = least_squares(program, merged, [data], models=models)
+    assert len(whole.changed) == 2
+    monkeypatch.setattr("isthmus.repair.fitting.CHUNK", 1)
+    parts = least_squares(program, merged, [data], models=models)
+    for key, tensor in whole.weights.items():
+        torch.testing.assert_close(parts.weights[key], tensor, rtol=1e-7, atol=1e-9)
+
+
 def test_inputs_are_not_changed_and_dtypes_stay(get_net):
     net = get_net("vgg-bn")
     states = [{k: t.float() if t.is_floating_point() else t for k, t in w.items()} for w in net.weights]

@@ -162,7 +162,8 @@ def align(
         data: calibration data, for methods that need it.
         reference: index of the model that stays, or how it is chosen: "first"; "best", by `score`; "medoid", which the
             others agree with most once they are aligned to it; "universe": none stays, every model is aligned to the
-            mean of the others in turn (MergeMany), and all are then turned so that the first one's map is the identity.
+            mean of the others in turn (MergeMany; in an order drawn by the method's `seed`, 0 where it has none), and
+            all are then turned so that the first one's map is the identity.
         score: a function of weights, higher is better, for "best"; made by `isthmus.score` on validation data.
         options: of the method; see its docstring.
 
@@ -201,7 +202,7 @@ def align(
 
     if reference == "universe" and "graphs" in given:
         raise InputError("models of several widths have no mean", hint="choose a model as the reference")
-    return by_reference(reference, run, states, score)
+    return by_reference(reference, run, states, score, int(str(options.get("seed", 0))))
 
 
 def check_graphs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from string import Formatter
 from typing import Literal
 
 from isthmus.measure import Finding
@@ -50,6 +51,7 @@ class Rule:
         source: where limits and advice come from.
         unless: rules that explain the same numbers by something more basic; where one of them holds, this one
             is not said.
+        also: said after what was found, where all the findings in it were measured.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Rule:
     advice: str
     source: str
     unless: tuple[str, ...] = ()
+    also: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,11 @@ def holding(rules: Iterable[Rule], evidence: Evidence) -> tuple[Cause, ...]:
 def _said(rule: Rule, evidence: Evidence) -> Cause:
     values: dict[str, object] = {name: finding.value for name, finding in evidence.items()}
     values["where"] = _where(rule.when[0], evidence[rule.when[0].finding])
+    asked = {name for _, name, _, _ in Formatter().parse(rule.also) if name}
+    also = f" {rule.also.format_map(values)}" if rule.also and asked <= values.keys() else ""
     return Cause(
         rule=rule.name,
-        found=rule.found.format_map(values),
+        found=rule.found.format_map(values) + also,
         means=rule.means.format_map(values),
         advice=rule.advice.format_map(values),
         source=rule.source,

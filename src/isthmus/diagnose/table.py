@@ -174,13 +174,13 @@ CAUSES: tuple[Rule, ...] = (
             Bound("bias dominance over the parents'", "at least", 2.0),
         ),
         "At the last layer of the aligned average the part that does not depend on the input is {bias dominance:.1f} "
-        "times as large as the part that does, {bias dominance over the parents':.1f} times the parents' ratio; "
-        "{commonest answer:.0%} of its answers are one class.",
+        "times as large as the part that does, {bias dominance over the parents':.1f} times the parents' ratio.",
         "A bias is averaged once, a feature at every layer that it passes: the biases now decide the answers.",
         'Repairs that put no offset back ("rescale", "remove-bias", "calibrate-bias") are made for this. Their order '
         "differs from pair to pair: the table has it for these models.",
         _VANISHING + ", sections 4.2 and 5.3",
         unless=("wrong-normalisation", "dead-layer"),
+        also="{commonest answer:.0%} of its answers are one class.",
     ),
     Rule(
         "too-different",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 import torch
@@ -36,6 +37,7 @@ class Similarity:
         matrix: by row and column; 1 is alike. NaN where a place does not vary at all.
         examples: how many were looked at.
         note: how it was measured.
+        depths: of the rows, in the first network.
     """
 
     name: str
@@ -44,11 +46,24 @@ class Similarity:
     matrix: tuple[tuple[float, ...], ...]
     examples: int
     note: str
+    depths: tuple[int, ...]
 
     @property
     def diagonal(self) -> dict[str, float]:
         """Label of a pair's first place -> its similarity."""
         return {label: self.matrix[i][i] for i, label in enumerate(self.rows)}
+
+    @property
+    def by_depth(self) -> dict[int, float]:
+        """The diagonal by depth, the mean where there are several: what `isthmus.measure.when_to_stop` takes.
+
+        Left out is what does not vary, and what no linear or conv operation has made (embeddings).
+        """
+        found: dict[int, list[float]] = {}
+        for i, depth in enumerate(self.depths):
+            if depth and not isnan(self.matrix[i][i]):
+                found.setdefault(depth, []).append(self.matrix[i][i])
+        return {depth: sum(values) / len(values) for depth, values in found.items()}
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -145,6 +160,7 @@ def cka(
         tuple(map(tuple, kept.tolist())),
         examples,
         f"{kernel} kernel, {how}; {examples} examples",
+        tuple(p.depth for p, _ in pairs),
     )
 
 

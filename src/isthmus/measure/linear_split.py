@@ -15,7 +15,7 @@ from isthmus.features import explained, feed, placed
 from isthmus.measure.answers import Weights
 from isthmus.measure.finding import Finding
 from isthmus.measure.layers import batch_dim
-from isthmus.program import Batch, Program, Runner
+from isthmus.program import Batch, Program, Runner, home
 
 #: Relative error, in float64, up to which sums are said to be equal.
 EXACT = 1e-9
@@ -93,7 +93,7 @@ def linear_split(
     nothing: dict[str, Tensor] = {}
     terms: dict[str, dict[str, Tensor]] = {}
     for batch in feed(data, "linear split"):
-        own = _double(batch)
+        own = batch.to(*home(state))
         if not examples:
             zero = _mapped(own, lambda v: torch.zeros_like(v[:1]))
             nothing = _values(program, run, state, zero, labels)
@@ -181,10 +181,6 @@ def _check_linear(
 
 
 _HINT = "isthmus.vanishing splits any network into f(x) - f(0) and f(0)"
-
-
-def _double(batch: Batch) -> Batch:
-    return _mapped(batch, lambda v: v.double())
 
 
 def _mapped(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:

@@ -79,7 +79,7 @@ def procrustes(
     for batch in feed(data, "Procrustes", limit):
         seen = [side.look(batch) for side in sides]
         for i, pair in enumerate(pairs):
-            first, second = (values[place.value] for values, place in zip(seen, pair, strict=True))
+            first, second = _overlaid(*(v[place.value] for v, place in zip(seen, pair, strict=True)))
             products[i] = products[i] + _product(first, second)
             for own, value in zip(squares, (first, second), strict=True):
                 own[i] = own[i] + _flat(value).square().mean(2).sum(0)
@@ -128,11 +128,25 @@ _POOLS: dict[int, Callable[..., Tensor]] = {
 }
 
 
-def _product(a: Float[Tensor, "examples n *_"], b: Float[Tensor, "examples m *_"]) -> Float[Tensor, "n m"]:
-    """Sum over examples, mean over positions, of every channel of one times every channel of the other."""
+def _overlaid(
+    a: Float[Tensor, "examples n *_"], b: Float[Tensor, "examples m *_"]
+) -> tuple[Float[Tensor, "examples n *_"], Float[Tensor, "examples m *_"]]:
+    """Two maps, enlarged by their nearest values unless the positions of one are whole multiples of the other's."""
     sizes = [tuple(t.shape[2:]) for t in (a, b)]
     if len(sizes[0]) != len(sizes[1]):
         raise DataError(f"activations of {sizes[0]} and {sizes[1]} positions cannot be laid over each other")
+    pairs = list(zip(*sizes, strict=True))
+    whole = all(large % small == 0 for small, large in map(sorted, pairs))
+    if whole and any(all(pair[i] == min(pair) for pair in pairs) for i in (0, 1)):
+        return a, b
+    large = [max(pair) for pair in pairs]
+    first, second = (functional.interpolate(t, size=large, mode="nearest") for t in (a, b))
+    return first, second
+
+
+def _product(a: Float[Tensor, "examples n *_"], b: Float[Tensor, "examples m *_"]) -> Float[Tensor, "n m"]:
+    """Sum over examples, mean over positions, of every channel of one times every channel of the other."""
+    sizes = [tuple(t.shape[2:]) for t in (a, b)]
     if sizes[0] != sizes[1]:
         # A product with nearest values is the product with means over the places that share them.
         small = [min(pair) for pair in zip(*sizes, strict=True)]

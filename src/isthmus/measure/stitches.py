@@ -29,7 +29,7 @@ def rank_of(kind: Kind) -> int | None:
 
 
 class Sums:
-    """First and second moments of two networks' channels x (source) and y (target), float64."""
+    """First and second moments of two networks' channels x (source) and y (target), float64 on the CPU."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -40,11 +40,11 @@ class Sums:
         """Add a batch; every position is a sample."""
         first, second = (t.double().movedim(1, -1).reshape(-1, t.shape[1]) for t in (x, y))
         self.count += len(first)
-        self.x, self.y = self.x + first.sum(0), self.y + second.sum(0)
+        self.x, self.y = self.x + first.sum(0).cpu(), self.y + second.sum(0).cpu()
         self.xx, self.yy, self.xy = (
-            self.xx + first.T @ first,
-            self.yy + second.square().sum(0),
-            self.xy + first.T @ second,
+            self.xx + (first.T @ first).cpu(),
+            self.yy + second.square().sum(0).cpu(),
+            self.xy + (first.T @ second).cpu(),
         )
 
     def fitted(

@@ -240,7 +240,8 @@ class _Seam:
 
     def fitting(self, value: Tensor) -> Tensor:
         """The source's map, of as many positions as the place has."""
-        size = [n for i, n in enumerate(self.a.size(self.place.value)) if i not in (0, self.place.axis)]
+        apart = (batch_dim(self.a, self.place.value), self.place.axis)
+        size = [n for i, n in enumerate(self.a.size(self.place.value)) if i not in apart]
         if len(value.shape) == 2 or list(value.shape[2:]) == size:
             return value
         return functional.interpolate(value, size=size, mode="nearest")

@@ -98,8 +98,8 @@ def when_to_stop(
         path: between the two networks, aligned beforehand.
         data: yields (inputs, targets): a validation split.
         tolerance: how much accuracy a partial merge may lose, a fraction.
-        similarity: of the networks at each depth, 1 for alike, such as the correlation of matched units, or the
-            diagonal of a CKA that the intertwiner group of the activation leaves alone.
+        similarity: of the networks at each depth, 1 for alike, such as the correlation of matched units, or a CKA
+            that the intertwiner group of the activation leaves alone: `isthmus.cka(..., kernel="relu").by_depth`.
         points: places on the path, odd.
         norms: what is done about BatchNorm statistics; see `isthmus.barrier`.
         calibration: inputs to re-estimate them from.

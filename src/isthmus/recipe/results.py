@@ -9,7 +9,7 @@ import torch
 
 from isthmus.recipe.finish import Finished
 from isthmus.recipe.plan import Plan
-from isthmus.report import Provenance, Results, Row, Setting
+from isthmus.report import Profile, Provenance, Results, Row, Setting
 
 
 def results_of(plan: Plan, finished: Finished) -> Results:
@@ -40,6 +40,7 @@ def results_of(plan: Plan, finished: Finished) -> Results:
         verdict=f"The {finished.chosen} model scores {100 * chosen.accuracy:.2f}%{beside} and guessing "
         f"{100 * chosen.chance:.2f}%.",
         rows=rows,
+        profiles=_profiles(finished),
         settings=[
             Setting(name="merge_method", value=plan.recipe.merge_method, default=False),
             *(
@@ -58,6 +59,12 @@ def results_of(plan: Plan, finished: Finished) -> Results:
             chance=chosen.chance,
         ),
     )
+
+
+def _profiles(finished: Finished) -> list[Profile]:
+    """What the repair did, layer by layer, if there was one."""
+    repaired = finished.repaired
+    return [] if repaired is None or not repaired.changed else [Profile.gains(repaired, repaired.method)]
 
 
 def _plain(value: object) -> str | int | float | bool:

@@ -135,6 +135,8 @@ class LayerPlace:
 
     def _chunks(self, read: Tensor) -> Iterator[slice]:
         """Examples that are laid out at a time."""
+        if self.source[1] == 0:  # they are columns
+            return iter([slice(None)])
         area = 1 if self.patches is None else torch.Size(self.patches.kernel).numel()
         step = max(1, CHUNK // max(1, read[:1].numel() * area))
         return (slice(start, start + step) for start in range(0, len(read), step))

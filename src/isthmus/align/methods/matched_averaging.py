@@ -102,7 +102,7 @@ def matched_averaging(
     ordered, late = in_order(graph, spaces), 0
     with task("matching", total=len(ordered), unit="spaces") as advance:
         for name in ordered:
-            clients = [rows(g, w, name, m, done) for g, w, m in zip(graphs, weights, maps, strict=True)]
+            clients = [rows(g, w, name, m, done).cpu() for g, w, m in zip(graphs, weights, maps, strict=True)]
             groups, settled = process.match(clients, sweeps, generator)
             late += not settled
             found = _memberships(groups, reference, average, process)

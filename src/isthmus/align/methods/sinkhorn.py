@@ -93,19 +93,20 @@ def sinkhorn(
         raise InputError(
             f"the objective {objective!r} needs labelled data", hint="pass data=, of (inputs, targets)"
         )
+    states = [_wide(model) for model in models]
     task = (
-        Task(graph.program, data, loss, held_out, models[reference]) if of_task and data is not None else None
+        Task(graph.program, data, loss, held_out, states[reference]) if of_task and data is not None else None
     )
     transports, costs, notes, late, diverged = [], [], [], 0, 0
-    for index, weights in enumerate(models):
+    for index, weights in enumerate(states):
         if index == reference:
             transports.append(permutations(graph, {}))
             continue
-        search = _Search(graph, models[reference], weights, objective, task, temperature, rounds, seed)
+        search = _Search(graph, states[reference], weights, objective, task, temperature, rounds, seed)
         search.begin(start, noise)
         search.run(steps, patience, learning_rate, f"sinkhorn, model {index}")
         transports.append(permutations(graph, search.orders))
-        rows = cosines(graph, models[reference], weights, search.orders)
+        rows = cosines(graph, states[reference], weights, search.orders)
         costs += [Cost(index, *row, "mean cosine") for row in rows]
         notes.append(
             f"model {index}: {objective} {search.first:.4g} -> {search.lowest:.4g}, best after step {search.found}"
@@ -132,6 +133,13 @@ def sinkhorn(
     return Alignment(
         "sinkhorn", graph, tuple(transports), reference, tuple(costs), settings, tuple(notes), status
     )
+
+
+def _wide(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of one floating dtype, which gradients can be taken in: float32, or float64 where there is any."""
+    wide = any(w.dtype == torch.float64 for w in weights.values())
+    dtype = torch.float64 if wide else torch.float32
+    return {key: w.to(dtype) if w.is_floating_point() else w for key, w in weights.items()}
 
 
 class _Search:
@@ -165,10 +173,7 @@ class _Search:
         silent = graph.program.buffers | graph.ones
         self.voting = [key for key in graph.layout if key not in silent]
         self.count = sum(self.ours[key].numel() for key in self.voting)
-        floating = [self.ours[key] for key in self.voting]
-        self.like = torch.zeros(
-            (), dtype=torch.float64 if any(w.dtype == torch.float64 for w in floating) else None
-        )
+        self.like = next((self.ours[key] for key in self.voting), torch.zeros(()))
         self.free: Soft = {}
         self.orders: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
@@ -183,15 +188,15 @@ class _Search:
             orders = Matching(self.graph, self.ours, self.theirs, self.seed).run(100).orders
         for name in self.graph.spaces:
             shape = self.relaxation.shape(name)
-            matrix = torch.zeros(shape, dtype=self.like.dtype)
-            index = orders[name]
+            matrix = self.like.new_zeros(shape)
+            index = orders[name].to(matrix.device)
             if name in self.relaxation.outer:
                 # Whichever heads meet, what is inside them begins as it does where they meet now.
                 matrix = matrix.scatter(-1, index[:, None, :, None].expand(*shape[:-1], 1), 1.0)
             else:
                 matrix = matrix.scatter(-1, index[..., None], 1.0)
             drawn = torch.randn(shape, generator=self.generator, dtype=matrix.dtype)
-            self.free[name] = (matrix + noise * drawn).requires_grad_()
+            self.free[name] = (matrix + noise * drawn.to(matrix.device)).requires_grad_()
         self._keep(orders, 0)
         self.first = self.lowest
 

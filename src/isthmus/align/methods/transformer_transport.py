@@ -105,10 +105,11 @@ def transformer_transport(
     flow = _Flow(graph, program, streams if walked else [])
     flat = _Flat(graph, program) if heads != "per-head" else None
     wanted = {*flow.seen, *(flat.seen if flat else ())}
-    moments = features.collect(
-        program, models, data, [features.Request(*place, "joint") for place in sorted(wanted)], limit=limit
-    ).moments
+    requests = [features.Request(*place, "joint") for place in sorted(wanted)]
+    requests += [features.Request(*place) for place in flow.met]
+    moments = features.collect(program, models, data, requests, limit=limit).moments
     notes += dead_units(found, "are all as far from every other")
+    sizes = {place: _squares(moments[place], reference) for place in flow.met}
     costs: list[Cost] = []
     couplings: list[Coupling] = []
 
@@ -128,7 +129,6 @@ def transformer_transport(
             before = -cost.diagonal().mean().item()
             costs.append(Cost(index, name, before, -coupling.cost, "minus distance"))
         seen_here = {place: _costs(moments[place], index, reference) for place in sorted(wanted)}
-        sizes = {place: moments[place].second(reference, reference).diagonal() for place in flow.seen}
         plans = {place: carry(seen_here[place]).plan for place in flow.seen}
         maps[index] |= flow.maps(plans, sizes, residual)
         if flat is not None:
@@ -161,6 +161,11 @@ def _costs(moments: features.Moments, index: int, reference: int) -> Tensor:
     return normalised(cross, moments.variance[index].cpu(), moments.variance[reference].cpu())
 
 
+def _squares(moments: features.Moments, index: int) -> Float[Tensor, " units"]:
+    """Mean squares of a model's units."""
+    return (moments.variance[index] + moments.mean[index].square()).cpu()
+
+
 class _Flow:
     """How plans flow along residual streams: made where a layer writes, kept by norms, met at additions."""
 
@@ -183,6 +188,9 @@ class _Flow:
             n for n in self.nodes if program.applies_weight(n) or n.target is torch.ops.aten.embedding.default
         ]
         self.seen = [(node.name, self.axis[node.name]) for node in made]
+        # What is added up may come from a norm, so its size is seen there and not where layers wrote it.
+        met = (a for node in self.nodes if node not in made and len(b := self._before(node)) == 2 for a in b)
+        self.met = [(name, self.axis[name]) for name in dict.fromkeys(a.name for a in met)]
 
     def _before(self, node: fx.Node) -> list[fx.Node]:
         """The inputs on the same stream, the older first."""
@@ -200,20 +208,25 @@ class _Flow:
         sizes: Mapping[tuple[str, int], Tensor],
         residual: Residual,
     ) -> dict[str, Map]:
-        """A map for each axis of each weight on a stream, from the plans where layers write it."""
+        """A map for each axis of each weight on a stream, from the plans where layers write it.
+
+        Args:
+            made: the plan of each value that a layer writes.
+            sizes: mean squares of each value that is added to another.
+            residual: the policy.
+        """
         plans: dict[fx.Node, Plan] = {}
-        power: dict[fx.Node, Tensor] = {}
         for node in self.nodes:
             place = (node.name, self.axis[node.name])
             before = [a for a in self._before(node) if a in plans]
             if place in made:
-                plans[node], power[node] = made[place], sizes[place].cpu()
+                plans[node] = made[place]
             elif len(before) == 2:
                 stream, branch = before
-                plans[node] = _met(plans[branch], plans[stream], power[branch], power[stream], residual)
-                power[node] = power[branch] + power[stream]
+                ours, theirs = (sizes[value.name, self.axis[value.name]] for value in (branch, stream))
+                plans[node] = _met(plans[branch], plans[stream], ours, theirs, residual)
             elif before:
-                plans[node], power[node] = plans[before[0]], power[before[0]]
+                plans[node] = plans[before[0]]
         found: dict[str, Map] = {}
         for name in self.streams:
             last = [node for node in self.nodes if node in plans and self._space(node) == name][-1]
@@ -248,7 +261,7 @@ def _met(branch: Plan, stream: Plan, ours: Tensor, theirs: Tensor, residual: Res
         return stream
     if residual == "mean":
         return (branch + stream) / 2
-    a, b = ours.sqrt(), theirs.sqrt()
+    a, b = ours.sqrt(), theirs.sqrt()  # root mean squares
     if residual == "weighted-scalar":
         a, b = a.mean(), b.mean()
     share = a / (a + b).clamp(min=1e-30)

@@ -521,7 +521,7 @@ def _phase(evidence: Tensor) -> Tensor:
 
 
 def wide(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the graph in float64, under their own keys."""
+    """The weights of the graph in float64 on the CPU, where evidence and assignments are, under their own keys."""
     found = graph.program.lookup(weights)
     names = graph.program.keys
-    return {key: found[names[key]].detach().double() for key in graph.layout}
+    return {key: found[names[key]].detach().double().cpu() for key in graph.layout}
