@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_nets import Weights, build
-from torch import Tensor
+from torch import Tensor, nn
 
 import isthmus
 from isthmus.align import Alignment, align
@@ -48,6 +48,91 @@ def test_a_network_merged_with_its_reordered_copies_is_the_network_at_any_weight
         for weights in mixtures:
             merged = isthmus.combine(alignment.apply(copies[:count], weights), weights=weights)
             torch.testing.assert_close(net.run(merged), net.run(model), rtol=1e-7, atol=1e-7)
+
+
+class Again(nn.Module):
+    """A layer that reads what it has written."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.again(torch.relu(self.again(torch.relu(self.first(x)))))))
+
+
+class Fused(nn.Module):
+    """One matrix that makes a value with its gate, and something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.gated, self.plain = nn.Linear(5, 18), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate, other = self.all(x).chunk(3, -1)
+        return self.gated(value * torch.sigmoid(gate)) + self.plain(torch.relu(other))
+
+
+class Recurrent(nn.Module):
+    """What no linear operation writes: seen where it is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(5, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x.unflatten(-1, (-1, 5)))[0][:, -1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", [Again, Fused, Recurrent])
+def test_units_are_told_apart_by_what_is_in_order(make: type[nn.Module], way: str):
+    torch.manual_seed(0)
+    net, data = make().double().eval(), torch.randn(64, 5 if make is not Recurrent else 20).double()
+    graph = isthmus.trace(net, data[:2])
+    model = dict(net.state_dict())
+    models = [model, graph.random_element(3).only(graph.spaces).apply(graph, model)]
+    how = {
+        k: v for k, v in WAYS[way].items() if k != "at"
+    }  # transport looks in front of activations by default
+    merged = isthmus.merge(
+        models, model=net, graph=graph, align=how, data=[data], weights=(0.3, 0.7), verify=False
+    )
+    torch.testing.assert_close(output(merged, data), net(data), rtol=1e-6, atol=1e-7)
+
+
+class Tied(nn.Module):
+    """A table of words that is the head as well, as in GPT-2 and BERT."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.up, self.down = nn.Embedding(11, 6), nn.Linear(6, 9), nn.Linear(9, 6)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 11, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.words(x)
+        return self.head(self.norm(h + self.down(torch.relu(self.up(h)))))
+
+
+@pytest.mark.parametrize("way", [*WAYS, "kept apart"])
+def test_what_is_written_and_read_by_one_weight_is_only_reordered(way: str):
+    torch.manual_seed(0)
+    net = Tied().double().eval()
+    data = torch.randint(0, 11, (40, 5))
+    graph = isthmus.trace(net, data[:2])
+    assert mixable(graph) == ("up",)
+    model = dict(net.state_dict())
+    models = [model, graph.random_element(1).only(graph.spaces).apply(graph, model)]
+    # A unit that is added to its sum with itself where the weight is read would be twice as large.
+    how = WAYS.get(way, {"method": "matched-averaging", "gamma": 1e9})
+    merged = isthmus.merge(
+        models, model=net, graph=graph, align=how, data=[data], weights=(0.3, 0.7), verify=False
+    )
+    torch.testing.assert_close(output(merged, data), net(data), rtol=1e-7, atol=1e-7)
+    assert merged.alignment is not None and isinstance(
+        merged.alignment.transports[1].maps["down"], Permutation
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

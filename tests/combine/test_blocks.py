@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -149,6 +150,15 @@ def test_a_rule_of_all_tensors_measures_them_all_before_it_writes():
 
 
 # Order statistics
+
+
+def test_a_rule_takes_next_to_no_memory_before_it_has_seen_anything():
+    blockwise("ties", 2, {"density": 0.3})
+    tracemalloc.start()
+    rules = [blockwise("ties", 2, {"density": 0.3}) for _ in range(100)]  # a model has one for each tensor
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 10_000 * len(rules)
 
 
 def statistics(values: Tensor, ranks: list[int], sizes: int = BLOCK) -> tuple[tuple[Boundary, ...], int]:

@@ -53,8 +53,9 @@ def observations(
     "pre-activation": the outputs of the linear and conv operations that write it. "post-norm": those after
     the norm behind them, where there is one. "post-activation": what the operations that read it
     see, looked at before pooling and reshaping; spaces that no such operation reads (queries and
-    keys) are seen where they are written, and so are heads and what is inside them. Of several values a
-    residual stream shows the last, or all of them "pooled".
+    keys) are seen where they are written, and so are heads and what is inside them; spaces that no such operation
+    writes (a recurrent layer's, an embedding's), where they are read. Of several values a residual stream
+    shows the last, or all of them "pooled".
 
     Raises:
         InputError: an unknown choice.
@@ -83,9 +84,9 @@ def observations(
         if at == "post-activation":
             found = read[name] or written[name]
         elif at == "post-norm":
-            found = normed[name] or written[name]
+            found = normed[name] or written[name] or read[name]
         else:
-            found = written[name]
+            found = written[name] or read[name]
         if name in nested:
             # Heads and what is inside them: one value may show two inner spaces at once, another only one.
             result[name] = list(dict.fromkeys([*written[name], *found]))

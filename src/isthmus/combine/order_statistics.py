@@ -113,7 +113,7 @@ class OrderStatistics:
         self._ranks = ranks
         self._sample: list[tuple[Numbers, float]] = []
         self._held = 0
-        self._histogram = np.zeros(_BINS, dtype=np.int64)
+        self._histogram: NDArray[np.int64] | None = None  # seldom needed, and a model has many tensors
         self._shift = 16
         self._windows: tuple[Window, ...] = ()
         self._tallies: list[tuple[tuple[str, int], Tally]] = []
@@ -200,7 +200,7 @@ class OrderStatistics:
             self._tallies.append(((place.key, place.start), partial))
         else:
             self._shift, histogram = partial  # type: ignore[misc]  # a shift and a histogram
-            self._histogram += histogram
+            self._histogram = histogram if self._histogram is None else self._histogram + histogram
 
     def _forget(self) -> None:
         """Keep every other number of a sample that is much larger than it needs to be."""
@@ -222,6 +222,7 @@ class OrderStatistics:
             self._sample.clear()
         elif index == 2:
             self._windows = tuple(self._binned(rank) for rank in wanted)
+            self._histogram = None
         else:
             below = [sum(t.below[i] for _, t in self._tallies) for i in range(len(wanted))]
             self._settle(list(zip(wanted, self._windows, below, strict=True)))
@@ -251,6 +252,7 @@ class OrderStatistics:
 
     def _binned(self, rank: int) -> Window:
         """Where the number of a rank surely is, by the histogram of all numbers."""
+        assert self._histogram is not None
         at = int(np.searchsorted(np.cumsum(self._histogram), rank, side="right"))
         narrow, word = (np.float32, np.int32) if self._shift == 16 else (np.float64, np.int64)
         bits = np.array([at << self._shift, (at + 1 << self._shift) - 1], np.int64)

@@ -134,6 +134,10 @@ class Stream:
             measure_all(pool, rule, [(self, run) for run in runs])
         for _ in pool.ordered(runs, self.write, ahead=len(runs)):
             pass
+        if rule is not None and rule.scope == "tensor":
+            self.rule = rule_of(
+                self.job
+            )  # what it has learnt of the tensor grows with it, and is of no more use
         self._diary.ended(self.job.name, self.check, self.job.nbytes)
 
     @property

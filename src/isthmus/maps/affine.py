@@ -106,7 +106,7 @@ def read_shifted(
                     continue
                 index = positions_in(axis, name)
                 weight = weights[key].double().movedim(dim, -1)
-                taken = (weight[..., index] * shift.read.double()).sum((-1, -2))
+                taken = (weight[..., index] * shift.read.to(weight)).sum((-1, -2))
                 taken = taken.flatten(1).sum(1) if taken.ndim > 1 else taken
                 moved = result[target].double() + (-taken if subtracted else taken)
                 result[target] = moved.to(weights[target].dtype)
@@ -121,5 +121,6 @@ def write_shifted(
     known = places(graph) if shifts else {}
     for name, shift in shifts.items():
         key = known[name].written
-        result[key] = (result[key].double() + shift.written.double()).to(weights[key].dtype)
+        own = result[key].double()
+        result[key] = (own + shift.written.to(own)).to(weights[key].dtype)
     return result

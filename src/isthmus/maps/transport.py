@@ -16,6 +16,7 @@ from isthmus.maps.affine import Shift, places, read_shifted, write_shifted
 from isthmus.maps.elementwise import absorb, multipliers
 from isthmus.maps.kinds import (
     Map,
+    Membership,
     Mixture,
     Permutation,
     compose,
@@ -335,4 +336,9 @@ def _act(item: Map, tensor: Tensor, dim: int, role: str) -> Tensor:
     if role == "variance":
         return item.variance(tensor, dim)
     assert role == "deviation"
-    return item.variance(tensor.square(), dim).sqrt()
+    # Models' weights stand in the rows of A, so what comes of groups must be linear in them: a mean of deviations.
+    return (
+        item.write(tensor, dim)
+        if isinstance(item, Membership)
+        else item.variance(tensor.square(), dim).sqrt()
+    )

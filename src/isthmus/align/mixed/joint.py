@@ -1,8 +1,9 @@
 """All models' units of a space side by side: what methods that mix units look at.
 
-A *mixable* space is one whose units may be added up: nothing has an order per unit of it, and no weight holds it in
-a product with another space. Heads, groups and what is inside them are not: they can only change their order,
-and `orders_of_the_rest` finds it.
+A *mixable* space is one whose units may be added up: nothing has an order per unit of it, no weight holds it in a
+product with another space, and no weight of it is used in several ways. Heads, groups and what is inside them are
+not, nor is a stream whose embedding is the head as well: they can only change their order, and `orders_of_the_rest`
+finds it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from isthmus.align.methods.weight_matching import weight_matching
 from isthmus.align.observe import Where, observations
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Map, Permutation, positions_in
+from isthmus.program import Program
 from isthmus.symmetry import Blocks, SymmetryGraph, spaces_of
 from isthmus.symmetry.axes import parts_of
 
@@ -48,11 +50,30 @@ def mixable(graph: SymmetryGraph) -> tuple[str, ...]:
         ]
         if len(written) > 1:
             mixed |= set().union(*written)
+    mixed |= _shared(graph)
     return tuple(
         name
         for name, space in graph.spaces.items()
         if not space.within and name not in outer and name not in mixed
     )
+
+
+def _shared(graph: SymmetryGraph) -> set[str]:
+    """The spaces of weights that operations use in different ways, as an embedding that is the head as well.
+
+    What one of them writes another reads. A weight takes A for the one and B for the other, which are the same for
+    orders alone.
+    """
+    program = graph.program
+    if isinstance(program, Program):
+        keys: set[str] = set()
+        for name, key in program.weights.items():
+            node = program.nodes[name]
+            ways = {(u.target, tuple(i for i, a in enumerate(u.args) if a is node)) for u in node.users}
+            keys |= {key} if len(ways) > 1 else set()
+    else:  # a graph that was read from a file does not know what uses a weight
+        keys = set(program.tied.values())
+    return {space for key in keys for axis in graph.layout.get(key, ()) for space in spaces_of(axis)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +214,7 @@ def check_rest(graphs: Sequence[SymmetryGraph], mixed: Iterable[str]) -> None:
     ]
     if problems:
         raise MismatchError(
-            "units of heads and groups can only change their order, so there must be as many in every model",
+            "units of heads, groups and tied weights can only change their order: there must be as many in every model",
             problems,
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.maps import Map, Transport, positions_in
-from isthmus.symmetry import SymmetryGraph, spaces_of
+from isthmus.symmetry import Member, SymmetryGraph, spaces_of
 
 
 def in_order(graph: SymmetryGraph, spaces: Sequence[str]) -> list[str]:
@@ -36,6 +36,9 @@ def rows(
 ) -> Float[Tensor, "units features"]:
     """Everything that writes a space, unit by unit, with what it reads turned by maps.
 
+    A weight that reads the space as well (a recurrence, a layer that is used twice) is left out where there is another:
+    what it reads is in no common order yet.
+
     Args:
         graph: the model's symmetries.
         weights: its state dict.
@@ -48,15 +51,16 @@ def rows(
         InputError: nothing is left to tell the units by.
     """
     members = [m for m in graph.spaces[space].members if m.role == "writes" and m.key in weights]
+    # Spaces on one axis with this one stay as they are, so that its units are where the graph says.
+    beside = {name for m in members for name in spaces_of(graph.layout[m.key][m.axis])}
+    read = {(m.key, m.axis): _across(graph, m) for m in members}
     usable = [
-        m
-        for m in members
-        if known is None
-        or all(name in known or name == space for axis in graph.layout[m.key] for name in spaces_of(axis))
+        m for m in members if known is None or read[m.key, m.axis] <= {*known, space} - (beside - {space})
     ]
+    usable = [m for m in usable if space not in read[m.key, m.axis]] or usable
     if products:
         usable = [m for m in usable if weights[m.key].ndim > 1] or usable
-    own = {name: m for name, m in maps.items() if name != space}
+    own = {name: m for name, m in maps.items() if name not in beside}
     keys = dict.fromkeys(m.key for m in usable)
     moved = Transport(graph, own).turned({key: weights[key] for key in keys})
     parts: list[Tensor] = []
@@ -68,3 +72,9 @@ def rows(
     if not parts:
         raise InputError(f"nothing that writes {space} could be compared")
     return torch.cat(parts, 1)
+
+
+def _across(graph: SymmetryGraph, member: Member) -> set[str]:
+    """The spaces on the other axes of a weight."""
+    axes = enumerate(graph.layout[member.key])
+    return {name for dim, axis in axes if dim != member.axis for name in spaces_of(axis)}
