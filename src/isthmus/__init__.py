@@ -1,7 +1,7 @@
 """isthmus: merge neural networks, and say why a merge works or fails.
 
     see      trace(model, example)            what may be moved without changing the function
-    move     align(graph, models, by=...)     which of it brings the models together
+    move     align(models, by, data=...)      which of it brings the models together
     combine  merge(models, ...)               one network of the aligned ones
     repair   merge(..., repair=...)           activations get their statistics back
     measure  score, barrier, vanishing, ...   what it cost and where it broke

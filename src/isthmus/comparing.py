@@ -18,9 +18,9 @@ from isthmus.align import align as align_models
 from isthmus.combine import normalised
 from isthmus.errors import InputError
 from isthmus.measure import Barrier, Evaluation, barrier, cost, ensemble, evaluate, vanishing, variance_ratio
-from isthmus.merging import Mergeable, Merged, first_example, merge, state_of
+from isthmus.merging import Mergeable, Merged, merge, state_of
 from isthmus.paths import Segment
-from isthmus.program import Cut, Program, Variant
+from isthmus.program import Cut, Program, Variant, first_example
 from isthmus.repair.by_name import needs_of
 from isthmus.report.pictures import panels
 from isthmus.report.profiles import Profile

@@ -18,7 +18,8 @@ from isthmus.diagnose.grid import affordable, best_within, finalists, first_roun
 from isthmus.diagnose.subsets import halves, take
 from isthmus.errors import InputError
 from isthmus.measure import Cost, Finding, cost, ensemble, evaluate
-from isthmus.merging import Mergeable, first_example, merge, state_of
+from isthmus.merging import Mergeable, merge, state_of
+from isthmus.program import first_example
 from isthmus.report.profiles import Profile
 from isthmus.report.results import Provenance, Results, Row
 from isthmus.symmetry import SymmetryGraph, trace, verified

@@ -9,7 +9,6 @@ from inspect import signature
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from isthmus import saving
 from isthmus import weights as files
@@ -24,7 +23,16 @@ from isthmus.maps.resize import resized
 from isthmus.measure import score
 from isthmus.measure.score import Metric
 from isthmus.merged import Merged
-from isthmus.program import Batch, Cut, Inputs, Program, ProgramModule, Variant, batches, export, keep_apart
+from isthmus.program import (
+    Cut,
+    Inputs,
+    Program,
+    ProgramModule,
+    Variant,
+    export,
+    first_example,
+    keep_apart,
+)
 from isthmus.program.keep import Outputs
 from isthmus.program.module import completed
 from isthmus.registry import Asked, name_of
@@ -460,14 +468,6 @@ def _example(example: Inputs | None, data: Iterable[object] | None) -> Inputs:
     if data is None:
         raise InputError("an example input is needed", hint="pass example=, or data= to take its first batch")
     return first_example(data)
-
-
-def first_example(data: Iterable[object]) -> Batch:
-    """Two examples of the data's first batch: enough to read a program."""
-    first = next(batches(data))
-    return Batch(
-        *pytree.tree_map(lambda v: v[:2] if isinstance(v, Tensor) else v, (first.args, first.kwargs))
-    )
 
 
 def _asked(given: Mapping[str, object]) -> frozenset[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_nets import Weights, build
 
+import isthmus
 from isthmus.align import ALIGNMENTS, Alignment, align
 from isthmus.combine import combine
 from isthmus.errors import DataError, InputError, MismatchError
@@ -439,3 +440,21 @@ def test_both_methods_are_in_the_table():
         "weight-matching": (),
         "activation-matching": ("data",),
     }
+
+
+def test_modules_alone_have_their_symmetries_read():
+    models = [MLP(d_in=6, widths=(width, 5), num_classes=3).eval() for width in (8, 8, 12)]
+    data = [torch.randn(20, 6, generator=torch.Generator().manual_seed(0))]
+    by = {"method": "weight-matching", "seed": 3}
+    graph = isthmus.trace(models[0], data[0])
+    told = str(align(graph, models[:2], by))
+    assert told == str(align(models[:2], by=by, data=data)) == str(align(models[:2], by=by, example=data[0]))
+    wide = align(models, by="transport", data=data, reference=2)
+    assert {name: space.size for name, space in wide.graph.spaces.items()}["layers.0"] == 12
+    for given, line in (
+        ((models[:2],), "read with inputs, and there are none"),
+        (([m.state_dict() for m in models],), "neither symmetries nor modules"),
+        ((graph,), "symmetries but no models"),
+    ):
+        with pytest.raises(InputError, match=line):
+            align(*given, by=by)

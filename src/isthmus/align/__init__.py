@@ -4,6 +4,7 @@ from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, align
 from isthmus.align.apart import branches, check_apart, common, resizing, turned
 from isthmus.align.mixed.joint import Joint, joint, mixable
 from isthmus.align.observe import observations
+from isthmus.align.reading import read
 from isthmus.align.saved import check_models
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "joint",
     "mixable",
     "observations",
+    "read",
     "resizing",
     "turned",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Membership, Permutation, Transport, weighted
+from isthmus.program import Inputs, first_example
 from isthmus.registry import Registry
 from isthmus.symmetry import SymmetryGraph
 
@@ -143,11 +144,12 @@ ALIGNMENTS: Registry[Aligner] = Registry(
 
 
 def align(
-    graph: SymmetryGraph | Sequence[SymmetryGraph],
-    models: Sequence[Mapping[str, Tensor] | nn.Module],
+    graph: SymmetryGraph | Sequence[SymmetryGraph | nn.Module | Mapping[str, Tensor]],
+    models: Sequence[Mapping[str, Tensor] | nn.Module] | None = None,
     by: str | Mapping[str, object] = "activation-matching",
     *,
     data: Iterable[object] | None = None,
+    example: Inputs | None = None,
     reference: int | str = 0,
     score: Callable[[Mapping[str, Tensor]], float] | None = None,
     **options: object,
@@ -156,10 +158,12 @@ def align(
 
     Args:
         graph: the symmetries of the models' architecture; one per model where their widths differ, which `transport`,
-            `zipit` and `matched-averaging` take. The result has the widths of the reference.
+            `zipit` and `matched-averaging` take. The result has the widths of the reference. Or the models alone, as
+            modules: their symmetries are read and verified first, `isthmus.align([a, b], data=loader)`.
         models: modules or their state dicts.
         by: a method's name, or `{"method": name, option: value, ...}`, which may say `reference` and `score` too.
         data: calibration data, for methods that need it.
+        example: inputs as for `isthmus.trace`, to read the symmetries of modules with; by default those of `data`.
         reference: index of the model that stays, or how it is chosen: "first"; "best", by `score`; "medoid", which the
             others agree with most once they are aligned to it; "universe": none stays, every model is aligned to the
             mean of the others in turn (MergeMany; in an order drawn by the method's `seed`, 0 where it has none), and
@@ -176,6 +180,7 @@ def align(
         reference, score = said.pop("reference", reference), said.pop("score", score)  # type: ignore[assignment]
         options = {**said, **options}
     method = ALIGNMENTS.get(by)
+    graph, models = _read(graph, models, example, data)
     if isinstance(reference, int) and not 0 <= reference < len(models):
         raise InputError(f"reference model {reference} of {len(models)}", hint="models are counted from 0")
     if "data" in method.needs and data is None:
@@ -203,6 +208,42 @@ def align(
     if reference == "universe" and "graphs" in given:
         raise InputError("models of several widths have no mean", hint="choose a model as the reference")
     return by_reference(reference, run, states, score, int(str(options.get("seed", 0))))
+
+
+def _read(
+    graph: SymmetryGraph | Sequence[SymmetryGraph | nn.Module | Mapping[str, Tensor]],
+    models: Sequence[Mapping[str, Tensor] | nn.Module] | None,
+    example: Inputs | None,
+    data: Iterable[object] | None,
+) -> tuple[SymmetryGraph | list[SymmetryGraph], Sequence[Mapping[str, Tensor] | nn.Module]]:
+    """Graphs and models, also where the models came alone.
+
+    Raises:
+        InputError: there is no graph and it cannot be read.
+    """
+    if isinstance(graph, SymmetryGraph):
+        given = graph
+    else:
+        given = [one for one in graph if isinstance(one, SymmetryGraph)]
+        modules = [one for one in graph if isinstance(one, nn.Module)]
+        if models is None and modules and len(modules) == len(graph):
+            from isthmus.align.reading import read  # it looks at alignments
+
+            if example is None and data is None:
+                raise InputError(
+                    "the symmetries of modules are read with inputs, and there are none",
+                    hint="pass example= or data=; or a graph, isthmus.trace(model, example)",
+                )
+            inputs = first_example(data or ()) if example is None else example
+            return read(modules, [module.state_dict() for module in modules], inputs)[0], modules
+        if len(given) < len(graph) or not given:
+            raise InputError(
+                "neither symmetries nor modules to read them off",
+                hint="align(graph, models), graph from isthmus.trace(model, example); or align(modules, data=...)",
+            )
+    if models is None:
+        raise InputError("there are symmetries but no models", hint="align(graph, models)")
+    return given, models
 
 
 def check_graphs(

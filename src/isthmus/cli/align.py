@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isthmus.cli import inputs, output, scoring
-from isthmus.cli.together import KEPT, REFERENCE, check_widths, referred, score_for, shapes
+from isthmus.cli.together import KEPT, REFERENCE, check_widths, referred, score_for
 from isthmus.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from isthmus import Alignment
     from isthmus.comparing import Splits
-    from isthmus.program import Inputs
-    from isthmus.symmetry import SymmetryGraph, Verification
+    from isthmus.symmetry import SymmetryGraph
 
 _FINDING = ("method", "option", "reference", "kept")
 
@@ -83,6 +82,7 @@ def align(
             f"--out {maps}: maps are written as safetensors", hint=f"--out {maps.stem}.safetensors"
         )
     from isthmus import progress
+    from isthmus.align import read
     from isthmus.program.named import separate
 
     progress.enable()
@@ -100,7 +100,7 @@ def align(
     if data is not None:
         splits = inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
     example = inputs.example(archs[0], arguments, splits, shape, tokens)
-    graph, checks = _symmetries(models, example, states, seed)
+    graph, checks = read(models, states, example, seed)
     for path, checked in zip(paths, checks, strict=False):  # one for all, or one for each
         output.say(f"symmetries {checked}" if len(checks) == 1 else f"symmetries of {path} {checked}")
     if apply is not None:
@@ -127,23 +127,6 @@ def align(
     else:
         typer.echo("\n".join([str(found), *([str(figures)] if figures is not None else [])]))
     output.say(f"wrote {maps}")
-
-
-def _symmetries(
-    models: Sequence[nn.Module], example: Inputs, states: Sequence[Mapping[str, Tensor]], seed: int
-) -> tuple[SymmetryGraph | list[SymmetryGraph], list[Verification]]:
-    """The graph of all models, or where their shapes differ one of each; and how they were verified."""
-    from isthmus.align import common
-    from isthmus.symmetry import trace, verified
-
-    if len(set(map(shapes, states))) == 1:
-        graph, checked = verified(trace(models[0], example), example, weights=states[0], seed=seed)
-        return graph, [checked]
-    found = [
-        verified(trace(model, example), example, weights=state, seed=seed)
-        for model, state in zip(models, states, strict=True)
-    ]
-    return common([graph for graph, _ in found], lambda _, graph: graph), [checked for _, checked in found]
 
 
 def _options(method: str, option: list[str], seed: int, data: str | None) -> dict[str, object]:

@@ -110,7 +110,7 @@ def example(
         InputError: no shape was given, and small images do not fit.
     """
     if splits is not None and shape is None:
-        from isthmus.merging import first_example
+        from isthmus.program import first_example
 
         return first_example(splits.calibration)
     from isthmus.program import named

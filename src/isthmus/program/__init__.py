@@ -1,6 +1,6 @@
 """The exported graph: export it, run it, watch it, cut it, duplicate a branch, rebuild a module."""
 
-from isthmus.program.batches import Batch, Inputs, batches, example_of, home
+from isthmus.program.batches import Batch, Inputs, batches, example_of, first_example, home
 from isthmus.program.export import export
 from isthmus.program.keep import Cut, Variant, keep_apart
 from isthmus.program.module import ProgramModule
@@ -21,6 +21,7 @@ __all__ = [
     "batches",
     "example_of",
     "export",
+    "first_example",
     "home",
     "keep_apart",
     "logits_of",

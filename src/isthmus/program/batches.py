@@ -106,3 +106,11 @@ def home(weights: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype | Non
     """Device of the weights and dtype of the first floating one: where and as inputs must come."""
     device = next((w.device for w in weights.values()), torch.device("cpu"))
     return device, next((w.dtype for w in weights.values() if w.is_floating_point()), None)
+
+
+def first_example(data: Iterable[object]) -> Batch:
+    """Two examples of the data's first batch: enough to read a program."""
+    first = next(batches(data))
+    return Batch(
+        *pytree.tree_map(lambda v: v[:2] if isinstance(v, Tensor) else v, (first.args, first.kwargs))
+    )
