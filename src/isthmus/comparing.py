@@ -79,8 +79,8 @@ def compare(
     *,
     model: nn.Module | None = None,
     names: Sequence[str] | None = None,
-    align: Sequence[str | Mapping[str, object]] = ("weight-matching", "activation-matching"),
-    repairs: Sequence[str] | None = None,
+    align: Sequence[registry.Asked] = ("weight-matching", "activation-matching"),
+    repairs: Sequence[registry.Asked] | None = None,
     preserve_first: Sequence[int] | None = None,
     variants: Sequence[Variant] = ("junction",),
     weights: Sequence[float] | None = None,
@@ -97,8 +97,8 @@ def compare(
         splits: calibration, validation and test data.
         model: the architecture, where `models` are state dicts or files.
         names: what the models are called.
-        align: alignment methods to try; the last one is the one that cuts and curves use.
-        repairs: repairs to try after each alignment; None for those that suit the model: "reset" where
+        align: alignment methods to try, by name or with options; the last one is the one that cuts and curves use.
+        repairs: repairs to try after each alignment, likewise; None for those that suit the model: "reset" where
             it has batch norms, "repair" and "rescale" where it has none, and "least-squares".
         preserve_first: depths to keep apart; None for an even choice of five.
         variants: where kept-apart branches meet; with two of them every cut is made both ways.
@@ -156,8 +156,8 @@ class _Comparison:
 
     def run(
         self,
-        align: list[str | Mapping[str, object]],
-        repairs: Sequence[str] | None,
+        align: list[registry.Asked],
+        repairs: Sequence[registry.Asked] | None,
         depths: Sequence[int] | None,
         variants: Sequence[Variant],
         points: int,
@@ -169,7 +169,7 @@ class _Comparison:
         program = graph.program
         self.unit = cost(program, example)
         self.example = example
-        ways = list(repairs) if repairs is not None else suitable(program)
+        ways = {registry.label(how): how for how in (suitable(program) if repairs is None else repairs)}
         layers = program.layers
         chosen = (
             list(depths)
@@ -183,7 +183,7 @@ class _Comparison:
         self._ensemble(program)
         self._merge("direct average", graph, None, None)
         for way in ways:
-            self._merge(f"direct + {way}", graph, None, way)
+            self._merge(f"direct + {way}", graph, None, ways[way])
         last: Maps | None = None
         label = ""
         for how in align:
@@ -193,7 +193,7 @@ class _Comparison:
             last = align_models(graph, self.states, how, data=self.splits.calibration)
             self._merge(label, graph, last, None)
             for way in ways:
-                self._merge(f"{label} + {way}", graph, last, way)
+                self._merge(f"{label} + {way}", graph, last, ways[way])
         assert last is not None
         best = max((n for n, _ in self._kinds("merged")), key=lambda n: self.validation[n].accuracy)
         way = max(ways, key=lambda w: self.validation[f"{label} + {w}"].accuracy, default=None)
@@ -202,7 +202,8 @@ class _Comparison:
                 for repair in [None, way] if way else [None]:
                     name = f"preserve-first {depth} of {layers}" + (f" + {repair}" if repair else "")
                     name += f", {variant}" if len(variants) > 1 else ""
-                    self._merge(name, graph, last, repair, preserve_first=depth, variant=variant)
+                    asked = None if repair is None else ways[repair]
+                    self._merge(name, graph, last, asked, preserve_first=depth, variant=variant)
         curves = self._curves(program, last, label, points)
         profiles = self._profiles(program, label, way)
         bridge = self._bridge()
@@ -227,7 +228,7 @@ class _Comparison:
                 note=checked.note,
             ),
             alignment=_alignment(last, graph),
-            settings=self._settings(self.merges[best], align, ways, chosen, variants, points),
+            settings=self._settings(self.merges[best], align, list(ways), chosen, variants, points),
             provenance=Provenance(
                 isthmus=isthmus.__version__,
                 torch=torch.__version__,
@@ -247,7 +248,7 @@ class _Comparison:
         name: str,
         graph: SymmetryGraph,
         align: Maps | None,
-        repair: str | None,
+        repair: registry.Asked | None,
         preserve_first: int = 0,
         variant: Variant = "junction",
     ) -> None:
@@ -386,14 +387,14 @@ class _Comparison:
     def _settings(
         self,
         best: Merged,
-        align: Sequence[str | Mapping[str, object]],
+        align: Sequence[registry.Asked],
         ways: Sequence[str],
         depths: Sequence[int],
         variants: Sequence[str],
         points: int,
     ) -> list[Setting]:
         tried: dict[str, object] = {
-            "alignments tried": [a if isinstance(a, str) else str(dict(a)) for a in align],
+            "alignments tried": [registry.label(how) for how in align],
             "repairs tried": list(ways),
             "depths tried": list(depths),
             "variants tried": list(variants),

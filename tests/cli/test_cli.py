@@ -102,6 +102,8 @@ class Bomb:
         (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:nothing"], ["nothing"]),
         (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:demo_vgg", "bass=4"], ["bass"]),
         (["a.safetensors", "b.safetensors", *ARCH, "--align", "weight_matching"], ["weight-matching"]),
+        (["a.safetensors", "b.safetensors", *ARCH, "--align", "zipit beto=1"], ["no option 'beto'", "beta"]),
+        (["a.safetensors", "b.safetensors", *ARCH, "--align", "zipit cca"], ["names 2 methods", "KEY=VALUE"]),
         (["a.safetensors", "b.safetensors", *ARCH, "--repair", "reset", "--data", "digits"], ["rescale"]),
         (["a.safetensors", "b.safetensors", *ARCH, "--data", "digts"], ["digits"]),
         (["a.safetensors"], ["two or more"]),
@@ -132,13 +134,15 @@ def test_bad_input_is_an_error_with_code_2_and_writes_nothing(
 def test_compare_writes_the_report_and_the_results(folder: Path):
     shown = run(
         "compare", "a.safetensors", "b.safetensors", *ARCH, "--data", "digits", "--calibration", "200",
-        "--preserve-first", "5", "--points", "3", "--align", "activation-matching", "--out", "out",
+        "--preserve-first", "5", "--points", "3", "--align", "activation-matching", "--repair", "rescale",
+        "--repair", "remove-bias last=2", "--out", "out",
         cwd=folder,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     results = json.loads((folder / "out" / "results.json").read_text())
     names = [row["name"] for row in results["rows"]]
     assert names[:3] == ["a", "b", "ensemble"] and "preserve-first 5 of 10" in names
+    assert "activation-matching + remove-bias (last 2)" in names
     assert "direct average" in shown.stdout
     assert results["verification"]["error"] < 1e-9
     (panel,) = results["panels"]
@@ -148,10 +152,22 @@ def test_compare_writes_the_report_and_the_results(folder: Path):
     assert (folder / "out" / "report.html").stat().st_size > 1_000_000
 
 
+def test_methods_take_their_options_within_their_text(folder: Path):
+    shown = run(
+        "merge", "a.safetensors", "b.safetensors", *ARCH, "--data", "digits", "--calibration", "200", "--kept", "0",
+        "--align", "weight-matching restarts=2", "--repair", "remove-bias last=3", "--out", "asked.safetensors",
+        "--json", cwd=folder,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    settings = json.loads(shown.stdout)["settings"]
+    assert "'restarts': 2" in settings["align"] and settings["repair.last"] == 3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--repair", "rescal"], "did you mean 'rescale'"),
+        (["--repair", "rescale gain=2"], "rescale has no option 'gain'"),
         (["--align", "weight-machting"], "did you mean 'weight-matching'"),
         (["--preserve-first", "11"], "preserve_first = 11, the model has 10 layers"),
     ],

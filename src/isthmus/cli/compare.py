@@ -28,9 +28,12 @@ def compare(
         Path | None, typer.Option(help="Folder for report.html, results.json and weights.")
     ] = None,
     align: Annotated[
-        list[str] | None, typer.Option(help="Alignment methods to try; repeat the option.")
+        list[str] | None,
+        typer.Option(help=f"Alignment methods to try; repeat the option. {inputs.OPTIONS}"),
     ] = None,
-    repair: Annotated[list[str] | None, typer.Option(help="Repairs to try; repeat the option.")] = None,
+    repair: Annotated[
+        list[str] | None, typer.Option(help=f"Repairs to try; repeat the option. {inputs.OPTIONS}")
+    ] = None,
     preserve_first: Annotated[
         list[int] | None, typer.Option(help="Depths to keep apart; repeat the option.")
     ] = None,
@@ -68,8 +71,8 @@ def compare(
         inputs.splits(images, calibration or None, None, test),
         model=model,
         names=names,
-        align=align or ("weight-matching", "activation-matching"),
-        repairs=repair,
+        align=[inputs.method(one, "--align") for one in align or ("weight-matching", "activation-matching")],
+        repairs=None if repair is None else [inputs.method(one, "--repair") for one in repair],
         preserve_first=preserve_first,
         variants=[inputs.variant(name) for name in variant or ["junction"]],
         points=points,

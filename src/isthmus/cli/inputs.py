@@ -33,6 +33,7 @@ WIDTHS = (
 EXAMPLE = "Shape of one input with its batch, such as 2,3,32,32; without, that of --data, or the model's own."
 KINDS = "digits, cifar10:FOLDER, fashion-mnist:FOLDER, npz:FILE, or a path to one of these"
 DATA = f"Data: {KINDS}."
+OPTIONS = "With options of its own as 'NAME KEY=VALUE', in quotes."
 
 
 def build(arch: str | None, arguments: dict[str, object]) -> nn.Module:
@@ -82,16 +83,38 @@ def _own(arch: str, arguments: dict[str, object]) -> tuple[str, dict[str, object
     Raises:
         InputError: the text names none, or several.
     """
+    hint = "--arch isthmus.zoo:vgg16, or with arguments of its own --arch 'isthmus.zoo:vgg16 base=16'"
+    name, own = _words(arch, "--arch", "architecture", hint)
+    return name, {**arguments, **own}
+
+
+def method(text: str, option: str) -> str | dict[str, object]:
+    """A method as typed: its name, or in one text its name and its options.
+
+    Args:
+        text: "zipit", or "zipit alpha=0.3 beta=0.125".
+        option: of the command line, for errors.
+
+    Raises:
+        InputError: the text names none, or several.
+    """
+    name, own = _words(
+        text, option, "method", f"{option} NAME, or with options of its own {option} 'NAME KEY=VALUE'"
+    )
+    return {"method": name, **own} if own else name
+
+
+def _words(text: str, option: str, kind: str, hint: str) -> tuple[str, dict[str, object]]:
+    """The one name in a text, and its arguments."""
     from isthmus.program import named
 
-    hint = "--arch isthmus.zoo:vgg16, or with arguments of its own --arch 'isthmus.zoo:vgg16 base=16'"
     try:
-        names, own = named.separate(shlex.split(arch))
+        names, own = named.separate(shlex.split(text))
     except ValueError as error:  # a quotation without an end
-        raise InputError(f"--arch {arch} names no architecture", [str(error)], hint) from None
+        raise InputError(f"{option} {text} names no {kind}", [str(error)], hint) from None
     if len(names) != 1:
-        raise InputError(f"--arch {arch!r} names {len(names)} architectures", hint=hint)
-    return names[0], {**arguments, **own}
+        raise InputError(f"{option} {text!r} names {len(names)} {kind}s", hint=hint)
+    return names[0], own
 
 
 def example(

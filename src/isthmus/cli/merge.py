@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from isthmus.recipe import Plan
 
 ALIGN = (
-    "How to bring the models together first; `isthmus methods alignment` lists the ways. With options of their own: "
-    "`isthmus align`, then --maps."
+    f"How to bring the models together first; `isthmus methods alignment` lists the ways. {inputs.OPTIONS}"
 )
 
 # Options of a merge by recipe, and those that a merge by recipe and one of files share.
@@ -80,7 +79,7 @@ def merge(
         list[str] | None,
         typer.Option(
             help="How activations get their statistics back, see `isthmus methods repair`; of several, or of all "
-            "(best), the one that is best on validation images, if it is better than none."
+            f"(best), the one that is best on validation images, if it is better than none. {inputs.OPTIONS}"
         ),
     ] = None,
     metric: Annotated[str, typer.Option(help="By what repairs are chosen: accuracy or loss.")] = "accuracy",
@@ -129,6 +128,7 @@ def merge(
     from isthmus import merge as merge_models
     from isthmus.align import ALIGNMENTS, check_models
     from isthmus.program.named import separate
+    from isthmus.registry import name_of
     from isthmus.saving import filled
 
     progress.enable()
@@ -143,13 +143,15 @@ def merge(
         raise InputError("--maps says how the models are brought together: --align and --reference do not")
     if align is None and maps is None and reference in ("best", "medoid", "universe"):
         raise InputError(f"--reference {reference} is chosen by aligning", hint="--align weight-matching")
-    if align is not None:
-        ALIGNMENTS.get(align)  # a name that is none is said before anything is read
+    by = None if align is None else inputs.method(align, "--align")
+    repairs = [inputs.method(one, "--repair") for one in repair or []]
+    if by is not None:  # what does not exist is said before anything is read
+        ALIGNMENTS.get(name_of(by)).check_options([] if isinstance(by, str) else by.keys() - {"method"})
     options = scoring.options(option or [], merge_models)
     models = inputs.build_each(arch, arguments, paths) if arch else []
     states = [inputs.checkpoint(p, m) for p, m in zip(paths, models, strict=True)] if models else []
     if maps is None and not skip:  # heads that are skipped may be of other sizes
-        check_widths(states, align, "--align")
+        check_widths(states, None if by is None else name_of(by), "--align")
     splits = (
         inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
         if data
@@ -157,9 +159,9 @@ def merge(
     )
     chosen = referred(reference, len(paths))
     stays = chosen if isinstance(chosen, int) else 0
-    how: str | dict[str, object] | Path | None = align if maps is None else maps
-    if align is not None and isinstance(chosen, str) and chosen != "first":
-        how = {"method": align, "reference": chosen}
+    how: str | dict[str, object] | Path | None = by if maps is None else maps
+    if by is not None and isinstance(chosen, str) and chosen != "first":
+        how = {**({"method": by} if isinstance(by, str) else by), "reference": chosen}
         if (score := score_for(chosen, models, splits)) is not None:
             how["score"] = score
     traced = bool(align or maps or repair or preserve_first or preserve_last or modules)
@@ -174,7 +176,7 @@ def merge(
         weights=weights,
         statistics=statistics or None,
         skip=tuple(skip or ()),
-        repair="best" if repair == ["best"] else repair or None,
+        repair="best" if repairs == ["best"] else repairs or None,
         data=splits.calibration if splits else None,
         validation=splits.validation if splits and repair else None,
         metric=metric,

@@ -39,7 +39,10 @@ def prune(
         typer.Option(help="Weights to leave whole, by name with * and ?; repeat the option."),
     ] = None,
     repair: Annotated[
-        str | None, typer.Option(help="How activations get their statistics back, as the unpruned model's.")
+        str | None,
+        typer.Option(
+            help=f"How activations get their statistics back, as the unpruned model's. {inputs.OPTIONS}"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The pruned checkpoint.")] = Path("pruned.safetensors"),
     mask_out: Annotated[Path | None, typer.Option(help="Write the mask to this file as well.")] = None,
@@ -86,7 +89,7 @@ def prune(
         data=splits.calibration,
         weights=state,
         skip=tuple(skip or ()),
-        repair=repair,
+        repair=None if repair is None else inputs.method(repair, "--repair"),
         **options,
     )
     scores = {
