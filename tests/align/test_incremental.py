@@ -183,15 +183,16 @@ def test_half_precision_is_not_widened_before_it_is_compared():
     assert half.votes.ours(half.votes.keys[0]).dtype == torch.bfloat16
 
 
-def test_a_saved_graph_matches_two_files_as_the_model_does(tmp_path: Path):
+@pytest.mark.parametrize("biases", ["vote", "follow"])
+def test_a_saved_graph_matches_two_files_as_the_model_does(tmp_path: Path, biases: str):
     models = pair("heads")
     for name, weights in zip("ab", models, strict=True):
         files.save(weights, tmp_path / f"{name}.safetensors")
     again = load(save(graph("heads"), tmp_path / "graph.json"))
     opened = [files.open(tmp_path / f"{name}.safetensors") for name in "ab"]
     found, expected = (
-        align(again, opened, "weight-matching"),
-        align(graph("heads"), models, "weight-matching"),
+        align(again, opened, "weight-matching", biases=biases),
+        align(graph("heads"), models, "weight-matching", biases=biases),
     )
     assert found.notes == expected.notes and found.costs == expected.costs
     ours, theirs = found.apply(opened)[1], expected.apply(models)[1]

@@ -93,6 +93,7 @@ class _File(_Part):
     ones: list[Name] = []
     refused: dict[Name, str] = {}
     residual: list[Name] = []
+    biases: list[Name] = []
     verification: str = ""
 
 
@@ -107,6 +108,7 @@ class SavedProgram(Program):
         tied: Mapping[str, str],
         verification: str = "",
         residual: Iterable[str] = (),
+        biases: Iterable[str] = (),
     ):
         for name, value in {
             "weights": {key: key for key in read},
@@ -119,6 +121,7 @@ class SavedProgram(Program):
             "sources": {},
             "verification": verification,
             "residual": tuple(residual),
+            "biases": tuple(biases),  # in the place of what is read off operations
         }.items():
             object.__setattr__(self, name, value)
 
@@ -214,6 +217,7 @@ def save(graph: SymmetryGraph, path: str | Path, verification: Verification | No
         ones=sorted(graph.ones),
         refused=dict(graph.refused),
         residual=list(residual_streams(graph)),
+        biases=list(graph.program.biases),
         verification=str(verification) if told else getattr(program, "verification", ""),
     )
     text = content.model_dump_json(exclude_defaults=True, indent=1)
@@ -305,6 +309,7 @@ def _graph(content: _File) -> tuple[SymmetryGraph | None, list[str]]:
         content.tied,
         content.verification,
         content.residual,
+        content.biases,
     )
     graph = SymmetryGraph(
         program,
@@ -386,6 +391,9 @@ def _wrong_names(content: _File, layout: Mapping[str, Sequence[Axis]]) -> Iterab
     for name in content.residual:
         if name not in content.spaces:
             yield f"residual: {name} is no space"
+    for name in content.biases:
+        if name not in content.weights:
+            yield f"biases: {name} is no weight"
     for name in content.openings:
         if name not in content.spaces:
             yield f"{name}: an opening of no space"
