@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from isthmus import saving
 from isthmus import weights as files
-from isthmus.align import ALIGNMENTS, Alignment, branches, check_apart, common, resizing, turned
+from isthmus.align import (
+    ALIGNMENTS,
+    Alignment,
+    branches,
+    check_apart,
+    common,
+    of_several_widths,
+    resizing,
+    turned,
+)
 from isthmus.align import align as align_models
 from isthmus.asking import Aligning, Repairing, check, rule_of, shares_of, told
 from isthmus.combine import blockwise, check_asked, options_of, terms_of
@@ -247,7 +256,7 @@ def merge(
             given = None if example is None and data is None else _example(example, data)
             if graphs is not None:
                 checks = [verified(g, given, weights=states[i], seed=seed) for i, g in enumerate(graphs)]
-                graphs = common(graphs, lambda i, _: checks[i][0])
+                graphs = common([checked for checked, _ in checks])
             else:
                 graph, verification = verified(graph, given, weights=states[0], seed=seed)
         if isinstance(align, Path):
@@ -429,7 +438,7 @@ def _graphs(
     elif isinstance(align, Path):
         takes = True  # the file says whether it fits
     elif align is not None:
-        takes = "graphs" in signature(ALIGNMENTS.get(name_of(align)).function).parameters
+        takes = name_of(align) in of_several_widths()
     modules = [m for m in models if isinstance(m, nn.Module)]
     same = all(
         state.keys() == states[0].keys() and all(t.shape == states[0][k].shape for k, t in state.items())
@@ -443,8 +452,8 @@ def _graphs(
         except MismatchError as error:
             if state.keys() != states[0].keys():
                 raise
-            able = [row.name for row in ALIGNMENTS.rows() if "graphs" in signature(row.function).parameters]
-            hint = f"of several widths: modules (--arch for each, in order), aligned by {', '.join(able)}"
+            able = ", ".join(of_several_widths())
+            hint = f"of several widths: modules (--arch for each, in order), aligned by {able}"
             raise MismatchError(error.what, error.where, hint) from None
     return None
 

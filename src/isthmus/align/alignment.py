@@ -221,29 +221,33 @@ def _read(
     Raises:
         InputError: there is no graph and it cannot be read.
     """
-    if isinstance(graph, SymmetryGraph):
-        given = graph
-    else:
-        given = [one for one in graph if isinstance(one, SymmetryGraph)]
-        modules = [one for one in graph if isinstance(one, nn.Module)]
-        if models is None and modules and len(modules) == len(graph):
-            from isthmus.align.reading import read  # it looks at alignments
+    several = [] if isinstance(graph, SymmetryGraph) else list(graph)
+    graphs = [one for one in several if isinstance(one, SymmetryGraph)]
+    modules = [one for one in several if isinstance(one, nn.Module)]
+    if isinstance(graph, SymmetryGraph) or (graphs and len(graphs) == len(several)):
+        if models is None:
+            raise InputError("there are symmetries but no models", hint="align(graph, models)")
+        return graph if isinstance(graph, SymmetryGraph) else graphs, models
+    if models is not None or not modules or len(modules) < len(several):
+        raise InputError(
+            "neither symmetries nor modules to read them off",
+            hint="align(graph, models), graph from isthmus.trace(model, example); or align(modules, data=...)",
+        )
+    from isthmus.align.reading import read_symmetries  # it looks at alignments
 
-            if example is None and data is None:
-                raise InputError(
-                    "the symmetries of modules are read with inputs, and there are none",
-                    hint="pass example= or data=; or a graph, isthmus.trace(model, example)",
-                )
-            inputs = first_example(data or ()) if example is None else example
-            return read(modules, [module.state_dict() for module in modules], inputs)[0], modules
-        if len(given) < len(graph) or not given:
+    if example is None:
+        if data is None:
             raise InputError(
-                "neither symmetries nor modules to read them off",
-                hint="align(graph, models), graph from isthmus.trace(model, example); or align(modules, data=...)",
+                "the symmetries of modules are read with inputs, and there are none",
+                hint="pass example= or data=; or a graph, isthmus.trace(model, example)",
             )
-    if models is None:
-        raise InputError("there are symmetries but no models", hint="align(graph, models)")
-    return given, models
+        example = first_example(data)
+    return read_symmetries(modules, [module.state_dict() for module in modules], example)[0], modules
+
+
+def of_several_widths() -> list[str]:
+    """The methods that bring models of several widths together."""
+    return [row.name for row in ALIGNMENTS.rows() if "graphs" in inspect.signature(row.function).parameters]
 
 
 def check_graphs(
@@ -263,10 +267,8 @@ def check_graphs(
             f"{len(graphs)} graphs for {len(models)} models", hint="one graph each, or one for all"
         )
     if "graphs" not in inspect.signature(function).parameters:
-        able = [
-            row.name for row in ALIGNMENTS.rows() if "graphs" in inspect.signature(row.function).parameters
-        ]
-        raise InputError(f"{by} takes models of equal widths", hint=f"of other widths: {', '.join(able)}")
+        able = ", ".join(of_several_widths())
+        raise InputError(f"{by} takes models of equal widths", hint=f"of other widths: {able}")
     problems: list[str] = []
     for index, other in enumerate(graphs[1:], start=1):
         for what, ours, theirs in (

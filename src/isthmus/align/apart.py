@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -89,18 +89,10 @@ def branches(
     return found
 
 
-def common(
-    graphs: Sequence[SymmetryGraph], check: Callable[[int, SymmetryGraph], SymmetryGraph]
-) -> list[SymmetryGraph]:
-    """Graphs of one structure, each checked, with the spaces that are free in all of them.
-
-    Args:
-        graphs: one per model.
-        check: given the index and graph of a model, returns it with what does not hold frozen.
-    """
-    checked = [check(index, graph) for index, graph in enumerate(graphs)]
-    free = set.intersection(*(set(graph.spaces) for graph in checked))
+def common(graphs: Sequence[SymmetryGraph]) -> list[SymmetryGraph]:
+    """Graphs of one structure, one per model, with the spaces that are free in all of them."""
+    free = set.intersection(*(set(graph.spaces) for graph in graphs))
     return [
         graph.frozen({name: "fixed in another model" for name in graph.spaces if name not in free})
-        for graph in checked
+        for graph in graphs
     ]

@@ -11,7 +11,12 @@ from isthmus.program import Inputs
 from isthmus.symmetry import SymmetryGraph, Verification, trace, verified
 
 
-def read(
+def shapes(state: Mapping[str, Tensor]) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """By which models of several widths are told apart."""
+    return frozenset((key, tuple(tensor.shape)) for key, tensor in state.items())
+
+
+def read_symmetries(
     modules: Sequence[nn.Module], states: Sequence[Mapping[str, Tensor]], example: Inputs, seed: int = 0
 ) -> tuple[SymmetryGraph | list[SymmetryGraph], list[Verification]]:
     """The graph of all models; where their shapes differ, one of each, with the spaces that are free in all.
@@ -25,12 +30,11 @@ def read(
     Returns:
         The graph or graphs, and how each was verified.
     """
-    shapes = {frozenset((key, t.shape) for key, t in state.items()) for state in states}
-    if len(shapes) == 1:
+    if len(set(map(shapes, states))) == 1:
         graph, checked = verified(trace(modules[0], example), example, weights=states[0], seed=seed)
         return graph, [checked]
     found = [
         verified(trace(module, example), example, weights=state, seed=seed)
         for module, state in zip(modules, states, strict=True)
     ]
-    return common([graph for graph, _ in found], lambda _, graph: graph), [checked for _, checked in found]
+    return common([graph for graph, _ in found]), [checked for _, checked in found]

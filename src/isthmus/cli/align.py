@@ -82,7 +82,7 @@ def align(
             f"--out {maps}: maps are written as safetensors", hint=f"--out {maps.stem}.safetensors"
         )
     from isthmus import progress
-    from isthmus.align import read
+    from isthmus.align import read_symmetries
     from isthmus.program.named import separate
 
     progress.enable()
@@ -100,7 +100,7 @@ def align(
     if data is not None:
         splits = inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
     example = inputs.example(archs[0], arguments, splits, shape, tokens)
-    graph, checks = read(models, states, example, seed)
+    graph, checks = read_symmetries(models, states, example, seed)
     for path, checked in zip(paths, checks, strict=False):  # one for all, or one for each
         output.say(f"symmetries {checked}" if len(checks) == 1 else f"symmetries of {path} {checked}")
     if apply is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError, MismatchError
@@ -59,6 +58,7 @@ def score_for(
             hint="--arch and --data, or another --reference",
         )
     from isthmus import score
+    from isthmus.align import shapes
 
     by_shapes = {shapes(model.state_dict()): score(model, splits.validation) for model in models}
     return lambda weights: by_shapes[shapes(weights)](weights)
@@ -75,9 +75,9 @@ def check_widths(states: Sequence[Mapping[str, Tensor]], method: str | None, opt
     Raises:
         MismatchError: the shapes differ, and the method takes one graph.
     """
-    from isthmus.align import ALIGNMENTS
+    from isthmus.align import of_several_widths, shapes
 
-    able = [r.name for r in ALIGNMENTS.rows() if "graphs" in inspect.signature(r.function).parameters]
+    able = of_several_widths()
     if len(set(map(shapes, states))) > 1 and method not in able:
         raise MismatchError(
             f"{method} takes checkpoints of one width"
@@ -85,8 +85,3 @@ def check_widths(states: Sequence[Mapping[str, Tensor]], method: str | None, opt
             else "checkpoints of several widths have no average",
             hint=f"{option} {', '.join(able[:-1])} or {able[-1]}",
         )
-
-
-def shapes(state: Mapping[str, Tensor]) -> frozenset[tuple[str, tuple[int, ...]]]:
-    """By which checkpoints of several widths are told apart."""
-    return frozenset((key, tuple(tensor.shape)) for key, tensor in state.items())

@@ -29,6 +29,10 @@ class Series(Record):
     values: list[Number | None]
 
 
+def _lines(values: Mapping[str, Sequence[float | None]]) -> list[Series]:
+    return [Series(name=name, values=list(each)) for name, each in values.items()]
+
+
 class Profile(Record):
     """One quantity at every layer, for several models, in order of execution."""
 
@@ -76,7 +80,7 @@ class Profile(Record):
             name="Vanishing features",
             quantity=f"response to the input (ratio to {beside})",
             layers=list(layers),
-            series=[Series(name=name, values=list(values)) for name, values in series.items()],
+            series=_lines(series),
             reference=1.0,
             reference_name=name,
             read=f"1 is a layer as responsive as {whose}; a line that sinks towards 0 tells its inputs "
@@ -111,7 +115,7 @@ class Profile(Record):
             name="Variance ratio",
             quantity=f"standard deviation (ratio to {beside})",
             layers=list(layers),
-            series=[Series(name=name, values=list(values)) for name, values in series.items()],
+            series=_lines(series),
             reference=1.0,
             reference_name=name,
             scale="log" if min(positive, default=1.0) < 0.1 else "linear",
@@ -137,7 +141,7 @@ class Profile(Record):
             name="Information kept",
             quantity="share of the parents’ variance",
             layers=list(spaces),
-            series=[Series(name=name, values=list(values)) for name, values in series.items()],
+            series=_lines(series),
             reference=1.0,
             reference_name="all of it",
             read="The gap to the bound is what another alignment could win; what the bound lacks is lost to every map "
