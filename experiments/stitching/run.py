@@ -92,11 +92,17 @@ class Pair:
 
         ridge = min(RIDGES, key=penalty)
         found = isthmus.stitch(*self.sides(i, j), self.train, self.test, kinds=KINDS, ridge=ridge)
+        penalties = {one.kind: one.penalties for one in found}
+        if any("running_mean" in key for key in self.states[i]):
+            (kept,) = isthmus.stitch(
+                *self.sides(i, j), self.train, self.test, kinds=["affine"], ridge=ridge, norms="keep"
+            )
+            penalties["affine, norms as they were"] = kept.penalties
         return {
             "ridge": ridge,
             "accuracies": list(found[0].accuracies),
             "left out": dict(found[0].left_out),
-            "penalties": {one.kind: one.penalties for one in found},
+            "penalties": penalties,
         }
 
 

@@ -1,5 +1,7 @@
 """Stitching: penalties of networks whose likeness is known."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from isthmus.measure.places import places
 from isthmus.measure.stitches import Sums
 from isthmus.measure.stitching import stitch
 from isthmus.program import Program, export
+from isthmus.repair import reset
 from isthmus.zoo import MLP, VGG, ResNet
 
 ALL = ("affine", "relu", "rank 4", "rank 2", "rank 1")
@@ -139,13 +142,14 @@ def test_a_residual_network_is_cut_between_blocks_only():
     net = ResNet(8, base=3, norm="bn")
     data = answers(net, torch.randn(32, 3, 8, 8))
     program = export(net, data[0][0][:2])
-    (found,) = stitch(program, net.state_dict(), program, net.state_dict(), data, data, kinds=["identity"])
+    own = net.state_dict()
+    (found,) = stitch(program, own, program, own, data, data, kinds=["identity"], norms="keep")
     inside = {place.label for place in places(program)} - set(found.penalties)
     assert set(found.left_out) == inside and set(found.left_out.values()) == {"other paths lead past it"}
     assert len(inside) == 3 and len(found.penalties) == 4
     assert set(found.penalties.values()) == {0.0}
     with pytest.raises(InputError, match="no place to cut"):
-        stitch(program, net.state_dict(), program, net.state_dict(), data, data, at=[2])
+        stitch(program, own, program, own, data, data, at=[2])
 
 
 def test_a_convolution_is_stitched_to_one_of_another_size_and_width():
@@ -181,6 +185,26 @@ def test_examples_need_not_be_the_first_dimension():
     program, weights = export(net, data[0][0][:2]), net.state_dict()
     for found in stitch(program, weights, program, weights, data, data, kinds=["identity", "relu"]):
         assert len(found.penalties) == 2 and set(found.penalties.values()) == {0.0}
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_batch_norms_behind_the_seam_are_taken_anew(epochs: int):
+    torch.manual_seed(0)
+    net = VGG((2, 3, 3), base=3, norm="bn", in_channels=1, num_classes=3)
+    x = torch.randn(64, 1, 8, 8)
+    program = export(net, x[:2])
+    weights = reset(program, net.state_dict(), [x]).weights
+    net.load_state_dict(weights)
+    data = answers(net, x)
+    drifted = {key: value + 3 if "running" in key else value for key, value in weights.items()}
+    options: dict[str, Any] = {"kinds": ["identity"], "epochs": epochs, "at": [1]}
+    (fresh,) = stitch(program, drifted, program, weights, data, data, **options)
+    (stale,) = stitch(program, drifted, program, weights, data, data, norms="keep", **options)
+    assert fresh.stitches[0].accuracy == 1 and stale.stitches[0].accuracy < 0.8
+    assert "taken anew" in fresh.note and "as they were" in stale.note
+    assert drifted.keys() == weights.keys() and not any(
+        torch.equal(drifted[key], value) for key, value in weights.items() if "running" in key
+    ), "the caller's weights stay"
 
 
 def test_options_out_of_range_are_refused(mlp):

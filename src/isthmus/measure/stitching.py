@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
-from isthmus.errors import DataError, InputError
-from isthmus.features import explained, feed, placed
-from isthmus.measure.answers import Weights, logits_of
-from isthmus.measure.evaluation import Tally, evaluate
+from isthmus.errors import InputError
+from isthmus.features import placed
+from isthmus.measure.answers import Weights
+from isthmus.measure.evaluation import evaluate
 from isthmus.measure.finding import Finding
-from isthmus.measure.layers import batch_dim
 from isthmus.measure.places import At, Place, pairs_of
-from isthmus.measure.stitches import Kind, Sums, rank_of
-from isthmus.program import Batch, Program, home
-
-#: What the map between the networks may do to channels.
-Group = Literal["affine", "relu"]
+from isthmus.measure.seam import Norms, Seam
+from isthmus.measure.stitches import Kind, rank_of
+from isthmus.program import Program
+from isthmus.repair.selection import norms_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +90,7 @@ def stitch(
     kinds: Sequence[Kind] = ("affine", "relu"),
     bias: bool = True,
     ridge: float = 1e-6,
+    norms: Norms = "refresh",
     epochs: int = 0,
     learning_rate: float = 1e-3,
     limit: int | None = None,
@@ -116,6 +113,8 @@ def stitch(
         kinds: "affine", "rank 1" (any whole number), "relu", and "identity", which fits nothing.
         bias: whether the map adds something per channel.
         ridge: added to the diagonal of b's second moments, relative to its mean.
+        norms: what batch norms behind the seam normalise with: "refresh": statistics taken anew from what reaches them
+            there, batch by batch, as RESET does (while training, the batch's own); "keep": those of a.
         epochs: passes over the data to train for, by Adam.
         learning_rate: of that.
         limit: number of calibration examples after which to stop.
@@ -129,7 +128,7 @@ def stitch(
 
     Source: Bansal et al. 2021 (arXiv:2106.07682) for stitching and its penalty; Godfrey et al. 2022 (arXiv:2205.14258),
         section 4, for G_ReLU. There maps are trained only, for 20 epochs and without bias, the order by a doubly
-        stochastic matrix, and batch norms go on moving their statistics; here they keep them.
+        stochastic matrix; batch norms go on moving their statistics, as here with norms="refresh".
 
     Examples:
         >>> import torch
@@ -143,11 +142,12 @@ def stitch(
         0.0
     """
     ranks = {kind: rank_of(kind) for kind in kinds}
-    if ridge < 0 or epochs < 0 or not learning_rate > 0 or not kinds:
+    if ridge < 0 or epochs < 0 or not learning_rate > 0 or not kinds or norms not in get_args(Norms):
         raise InputError(
             "options of the stitching are out of range",
             [
-                f"{ridge=} (not negative), {epochs=} (not negative), {learning_rate=} (positive), {len(kinds)} kinds"
+                f"{ridge=} (not negative), {epochs=} (not negative), {learning_rate=} (positive), {len(kinds)} kinds",
+                f"{norms=} ({' or '.join(get_args(Norms))})",
             ],
         )
     pairs, left = _cuts(a, b, pairs_of(a, b, at))
@@ -156,7 +156,7 @@ def stitch(
     found: dict[Kind, list[Stitch]] = {kind: [] for kind in kinds}
     examples = 0
     for place, source in pairs:
-        seam = _Seam(a, own, place, b, other, source)
+        seam = Seam(a, own, place, b, other, source, norms)
         sums, examples = seam.sums(data, limit)
         for kind in kinds:
             matrix, shift = sums.fitted(kind, ranks[kind], bias=bias, ridge=ridge, where=place.label)
@@ -164,12 +164,13 @@ def stitch(
                 matrix, shift = seam.trained(
                     matrix, shift, data, limit, (kind, ranks[kind]), bias, epochs, learning_rate
                 )
+            seam.refresh(matrix, shift, data, limit)
             found[kind].append(Stitch(place, source, matrix, shift, seam.accuracy(matrix, shift, validation)))
     how = f"least squares, {examples} examples" + (f", {epochs} epochs of Adam" if epochs else "")
-    return tuple(
-        Stitched(kind, tuple(stitches), ends, left, f"{how}, {'with' if bias else 'without'} bias")
-        for kind, stitches in found.items()
-    )
+    how += f", {'with' if bias else 'without'} bias"
+    if norms_of(a):
+        how += f", batch norms {'taken anew' if norms == 'refresh' else 'as they were'}"
+    return tuple(Stitched(kind, tuple(stitches), ends, left, how) for kind, stitches in found.items())
 
 
 def _cuts(
@@ -204,113 +205,3 @@ def _passes(program: Program, value: str) -> bool:
             return True
         stack.extend(n for n in node.all_input_nodes if program.is_tensor(n.name))
     return False
-
-
-class _Seam:
-    """Two networks at one pair of places."""
-
-    def __init__(self, a: Program, own: Weights, place: Place, b: Program, other: Weights, source: Place):
-        self.a, self.own, self.place, self.b, self.other, self.source = a, own, place, b, other, source
-        self.head = b.compile([source.value])
-        self.reference = a.compile([place.value])
-        self.tail = a.compile(given=[place.value])
-
-    def rows(self, batch: Batch, *, reference: bool) -> Tensor:
-        """Activations of a batch: examples, channels, positions as they are."""
-        program, weights, run, place = (
-            (self.a, self.own, self.reference, self.place)
-            if reference
-            else (self.b, self.other, self.head, self.source)
-        )
-        dim = batch_dim(program, place.value)
-        assert dim is not None, "places have one"
-        here = batch.to(*home(weights))
-        with torch.no_grad(), explained(program, here, "stitching"):
-            found = run(weights, here)
-        assert isinstance(found, dict)
-        return found[place.value].movedim((dim, place.axis), (0, 1))
-
-    def sums(self, data: Iterable[object], limit: int | None) -> tuple[Sums, int]:
-        """Second moments of both networks' channels."""
-        sums, examples = Sums(), 0
-        for batch in feed(data, f"stitching {self.place.label}", limit):
-            sums.add(self.fitting(self.rows(batch, reference=False)), self.rows(batch, reference=True))
-            examples += batch.size
-        return sums, examples
-
-    def fitting(self, value: Tensor) -> Tensor:
-        """The source's map, of as many positions as the place has."""
-        apart = (batch_dim(self.a, self.place.value), self.place.axis)
-        size = [n for i, n in enumerate(self.a.size(self.place.value)) if i not in apart]
-        if len(value.shape) == 2 or list(value.shape[2:]) == size:
-            return value
-        return functional.interpolate(value, size=size, mode="nearest")
-
-    def answer(self, matrix: Tensor, shift: Tensor, batch: Batch) -> Tensor:
-        """Logits of the stitched network."""
-        value = self.fitting(self.rows(batch, reference=False))
-        mapped = torch.einsum("oc,nc...->no...", matrix.to(value), value)
-        mapped = mapped + shift.to(value).view(-1, *[1] * (value.ndim - 2))
-        dim = batch_dim(self.a, self.place.value)
-        assert dim is not None, "places have one"
-        given = {self.place.value: mapped.movedim((0, 1), (dim, self.place.axis))}
-        with explained(self.a, batch, "stitching"):
-            return logits_of(self.tail(self.own, batch.to(*home(self.own)), given=given))
-
-    def accuracy(self, matrix: Tensor, shift: Tensor, data: Iterable[object]) -> float:
-        tally = Tally()
-        with torch.no_grad():
-            for batch in feed(data, f"stitched at {self.place.label}"):
-                tally.add(self.answer(matrix, shift, batch), batch)
-        return tally.result("validation").accuracy
-
-    def trained(
-        self,
-        matrix: Tensor,
-        shift: Tensor,
-        data: Iterable[object],
-        limit: int | None,
-        kind: tuple[Kind, int | None],
-        bias: bool,
-        epochs: int,
-        learning_rate: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The map after some epochs of Adam on the cross-entropy, within its kind."""
-        parts = _parameters(matrix, kind)
-        leaves = [*parts, *([shift.float()] if bias else [])]
-        leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        moving = torch.optim.Adam(leaves, learning_rate)
-
-        def current() -> tuple[Tensor, Tensor]:
-            own = leaves[: len(parts)]
-            if kind[0] == "relu":
-                made = (matrix != 0).float() * own[0].clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
-            else:
-                made = own[0] if len(own) == 1 else own[0] @ own[1]
-            return made, leaves[-1] if bias else shift.float()
-
-        for _ in range(epochs):
-            for batch in feed(data, f"training the stitch at {self.place.label}", limit):
-                if batch.targets is None:
-                    raise DataError(
-                        "a stitch is trained on targets", hint="yield (inputs, targets), or epochs=0"
-                    )
-                logits = self.answer(*current(), batch)
-                loss = functional.cross_entropy(logits, batch.targets.to(logits.device))
-                moving.zero_grad(set_to_none=True)
-                loss.backward()
-                moving.step()
-        done = current()
-        return done[0].detach().double(), done[1].detach().double()
-
-
-def _parameters(matrix: Tensor, kind: tuple[Kind, int | None]) -> list[Tensor]:
-    """What of a map is trained: all of it, two factors, or one scale per row."""
-    name, rank = kind
-    if name == "relu":
-        return [matrix.sum(1).float()]
-    if rank is None:
-        return [matrix.float()]
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return [(u[:, :rank] * root).float(), (root.unsqueeze(1) * v[:rank]).float()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.errors import DataError, InputError
 from isthmus.features import Scratch, centre, explained, feed, sinks
-from isthmus.program import Program, home
+from isthmus.program import Batch, Program, home
 from isthmus.repair.result import Change, Mode
 from isthmus.repair.sites import Site
 from isthmus.repair.tape import Tape
@@ -62,23 +62,39 @@ def run(
     with torch.no_grad():
         if mode == "sequential":
             return _sequential(program, weights, sites, data, limit)
-        return _joint(program, weights, sites, tuple(batch_norms), data, limit)
+        return joint(program, weights, sites, tuple(batch_norms), data, limit)
 
 
-def _joint(
+def joint(
     program: Program,
     weights: dict[str, Tensor],
     sites: Sequence[Site],
     batch_norms: tuple[str, ...],
     data: Iterable[object],
     limit: int | None,
+    *,
+    what: str = "repair",
+    given: Sequence[str] = (),
+    start: Callable[[Batch], Mapping[str, Tensor]] | None = None,
 ) -> tuple[list[Change], Seen]:
-    """One pass in which every layer already sees its predecessors repaired, by the batch's own statistics."""
+    """One pass in which every layer already sees its predecessors repaired, by the batch's own statistics.
+
+    Args:
+        program: as for `run`, with the five that follow.
+        weights: see there.
+        sites: see there.
+        batch_norms: see there.
+        data: see there.
+        limit: see there.
+        what: is said in progress and errors.
+        given: values that are not computed; sites lie behind them.
+        start: their value for a batch.
+    """
     watched: dict[str, list[tuple[Site, int]]] = {}
     for site in sites:
         for _, value, axis in site.events:
             watched.setdefault(value, []).append((site, axis))
-    runner = program.compile(sinks(program, watched), taps=watched, batch_statistics=batch_norms)
+    runner = program.compile(sinks(program, watched), given=given, taps=watched, batch_statistics=batch_norms)
     scratch = Scratch()
 
     def tap(name: str, value: Tensor) -> Tensor | None:
@@ -96,10 +112,10 @@ def _joint(
 
     examples = largest = 0
     device, dtype = home(weights)
-    for index, batch in enumerate(feed(data, "repair", limit)):
+    for index, batch in enumerate(feed(data, what, limit)):
         here = batch.to(device, dtype)
         with explained(program, here, f"batch {index}"):
-            runner(weights, here, tap=tap)
+            runner(weights, here, tap=tap, given=start(batch) if start is not None else None)
         examples, largest = examples + batch.size, max(largest, batch.size)
     for site in sites:
         _check(site)
