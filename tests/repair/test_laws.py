@@ -341,6 +341,21 @@ def test_clamped_gains_are_counted(get_net):
     assert "14 gains clamped" in str(result)
 
 
+@pytest.mark.parametrize("method", [repair, rescale])
+@pytest.mark.parametrize("mode", ["joint", "sequential"])
+def test_a_constant_channel_keeps_its_scale(get_net, method, mode):
+    net = get_net("mlp")
+    dead = dict(net.average)
+    dead["layers.0.weight"] = torch.cat(
+        [torch.zeros_like(dead["layers.0.weight"][:1]), dead["layers.0.weight"][1:]]
+    )
+    dead["layers.0.bias"] = torch.cat([dead["layers.0.bias"].new_full((1,), 0.5), dead["layers.0.bias"][1:]])
+    goal = merged_goals(net)
+    result = method(net.program, dead, [net.data], goals=goal, mode=mode)
+    offset = goal["linear"].mean[0] if method is repair else 0.5
+    assert result.weights["layers.0.bias"][0] == pytest.approx(float(offset)) and result.clamped >= 1
+
+
 def test_the_models_are_left_alone_and_what_did_not_change_is_the_same_tensor(get_net):
     net = get_net("vgg-bn")
     given = {**net.average, "something.else": torch.ones(2)}

@@ -61,7 +61,8 @@ def repair(
             statistics anew, as RESET does ("joint" in a second pass), since a merged model's are of no
             model. What reads a value only through such a norm is then as after RESET. "keep" takes
             them for constants.
-        max_gain: a channel's gain is at most this; clamped ones are counted. 100 by default.
+        max_gain: a channel's gain is at most this; clamped ones are counted. 100 by default. A channel that is constant
+            (counted too) has none.
         eps: added to both variances below the root, relative to the mean of the goal's variances.
         allow_new_parameters: give values whose weights cannot take all of it (no bias, tied weights)
             parameters of their own; the result then has a new program.

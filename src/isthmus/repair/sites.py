@@ -24,6 +24,9 @@ MAX_GAIN = 100.0
 #: enough that no channel notices, and 0/0 is 1.
 EPS = 1e-8
 
+#: Standard deviation, relative to the mean, up to which a channel is constant.
+ROUNDING = torch.finfo(torch.float32).eps
+
 
 @runtime_checkable
 class Site(Protocol):
@@ -57,7 +60,7 @@ class AffineSite:
         gain_key: key of an explicit gain, where the gain does not fold.
         shift_key: key of an explicit shift, where one is wanted that does not fold.
         shifts: whether the mean is brought to the goal as well.
-        max_gain: limit of a gain.
+        max_gain: limit of a gain; that of a constant channel is 1.
         eps: see `EPS`.
         scales: whether the standard deviation is brought to the goal; gains are 1 where not.
     """
@@ -92,7 +95,9 @@ class AffineSite:
         floor = self.eps * goal_std.square().mean() + torch.finfo(torch.float64).tiny
         gain = ((goal_std.square() + floor) / (variance + floor)).sqrt()
         clamped = int((gain > self.max_gain).sum())
-        gain = gain.clamp(max=self.max_gain)
+        # What varies by no more than rounding has no spread to bring back: a gain would act on its offset alone.
+        constant = variance <= (ROUNDING * mean).square()
+        gain = torch.where(constant, 1.0, gain.clamp(max=self.max_gain))
         shift = goal_mean - gain * mean if self.shifted else torch.zeros_like(gain)
         return gain, shift, clamped
 
