@@ -1,10 +1,10 @@
-"""How alike strangers are, layer by layer: CKA, Procrustes and stitching.
+"""How alike strangers are, layer by layer: CKA, Procrustes and stitching; and whether that says where merging fails.
 
     python experiments/stitching/run.py --checkpoints FOLDER --cifar npz:cifar10.npz --fashion npz:fmnist.npz
 
 Pairs of networks that share nothing but the data. Similarities and the maps between networks are measured on training
-images, a ridge is chosen on validation images, and penalties are those on test images. What is in `results/` is not
-measured again. Writes the tables and figures of `README.md`.
+images, a ridge is chosen on validation images, and penalties and barriers are those on test images. What is in
+`results/` is not measured again. Writes the tables and figures of `README.md`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ HERE = Path(__file__).parent
 KINDS = ("affine", "relu", "rank 4", "rank 2", "rank 1", "identity")
 #: Of the maps, relative to the mean square of what they read; the one for an affine map is chosen on validation.
 RIDGES = (1e-6, 1e-2, 1e-1)
+#: Accuracy that a partial merge may lose where merging is said to go on.
+TOLERANCE = 0.02
 KERNELS = {"CKA": "linear", "control": "normalised", "G_ReLU-CKA": "relu"}
 GROUPS = {"G_ReLU-Procrustes": "relu", "Procrustes": "orthogonal"}
 
@@ -59,7 +61,7 @@ class Pair:
     """Two networks and their images."""
 
     def __init__(self, family: Family, names: tuple[str, str], folder: Path, data: zoo.Dataset, sizes: Any):
-        model = zoo.build(family.factory, **family.arguments).eval()
+        self.model = model = zoo.build(family.factory, **family.arguments).eval()
         self.states: list[dict[str, Tensor]] = []
         for name in names:
             found = files.load(folder / f"{name}.safetensors")
@@ -80,6 +82,31 @@ class Pair:
             return {"diagonal": dict(found.layers)}
         seen = isthmus.cka(*self.sides(i, j), self.train, kernel=KERNELS[name])
         return {"diagonal": seen.diagonal, "matrix": [list(row) for row in seen.matrix]}
+
+    def stopping(self) -> dict[str, Any]:
+        """Where merging the networks has to stop and may start, and whether a similarity knows it."""
+        graph = isthmus.trace(self.model, self.train[0][0][:2])
+        alignment = isthmus.align(graph, self.states, "activation-matching", data=self.train)
+        likeness = {
+            name: isthmus.cka(*self.sides(0, 1), self.train, kernel=KERNELS[name]) for name in KERNELS
+        }
+        found = isthmus.measure.when_to_stop(
+            self.program,
+            isthmus.Segment(*alignment.apply(self.states)),
+            self.test,
+            tolerance=TOLERANCE,
+            similarity=likeness["G_ReLU-CKA"].by_depth,
+            calibration=[x for x, _ in self.train],
+        )
+        assert found.single is not None, "there is a similarity"
+        barriers = {"first": found.first, "last": found.last, "single": found.single}
+        return {
+            "stop": found.stop,
+            "start": found.start,
+            "layers": found.layers,
+            "barriers": {name: list(one.accuracy) for name, one in barriers.items()},
+            "similarity": {name: one.by_depth for name, one in likeness.items()},
+        }
 
     def stitched(self, i: int, j: int) -> dict[str, Any]:
         """Penalties of network i going on with what network j has made, kind by kind."""
@@ -132,6 +159,7 @@ def main() -> None:
             results.once("G_ReLU-CKA of one", functools.partial(pair.likeness, "G_ReLU-CKA", 0, 0))
             for i, j in ((0, 1), (1, 0)):
                 results.once(f"stitch {names[j]} to {names[i]}", functools.partial(pair.stitched, i, j))
+            results.once("stopping", pair.stopping)
             tables.write(HERE, list(FAMILIES))
 
 

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from common import page
+from scipy.stats import spearmanr
 
 MEASURES = ("CKA", "control", "G_ReLU-CKA", "Procrustes", "G_ReLU-Procrustes")
 
@@ -85,6 +86,46 @@ def _family(folder: Path, family: str, runs: Sequence[dict[str, Any]]) -> Iterat
         path = folder / "results" / f"{family}-penalty.svg"
         yield [page.chart(path, f"{family}: stitching penalty", "place", "points", lines)]
     yield _depth(found, places)
+    if all("stopping" in one for one in found):
+        yield from _stopping(folder, family, [one["stopping"] for one in found])
+
+
+def _stopping(folder: Path, family: str, found: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """Barriers of partly merged networks, and how well similarities order those of single layers."""
+    layers = found[0]["layers"]
+    told = {"first": "layers 1 to i merged", "last": "layers i to the last", "single": "layer i alone"}
+    lines = {
+        said: [page.point(i + 1, [100 * one["barriers"][name][i] for one in found]) for i in range(layers)]
+        for name, said in told.items()
+    }
+    path = folder / "results" / f"{family}-stopping.svg"
+    numbers = {
+        "merging from the input stops behind layer": [one["stop"] for one in found],
+        "merging to the output may start at layer": [one["start"] for one in found],
+        "barrier of merging all": [100 * one["barriers"]["first"][-1] for one in found],
+        "barrier of the worst layer alone": [100 * max(one["barriers"]["single"]) for one in found],
+    }
+    numbers |= {
+        f"rank correlation of {name}, falling, with the barrier of one layer": [
+            _knows(o, name) for o in found
+        ]
+        for name in MEASURES[:3]
+    }
+    yield [
+        "Merged in part after activation matching, each network keeping its other layers (equation 24 of the survey;",
+        "batch norms taken anew): the barrier in points of accuracy, and what follows from it at a tolerance of 2,",
+        f"of {layers} layers.",
+        "",
+        page.chart(path, f"{family}: barriers of partial merges", "layer i", "points", lines),
+        "",
+        *page.table(["", family], [[name, page.spread(row, 1.0, 1)] for name, row in numbers.items()]),
+    ]
+
+
+def _knows(one: dict[str, Any], measure: str) -> float:
+    """Whether the less alike layers are those that are harder to merge."""
+    depths, alone = one["similarity"][measure], one["barriers"]["single"]
+    return float(spearmanr([-v for v in depths.values()], [alone[int(d) - 1] for d in depths]).statistic)
 
 
 def _depth(found: Sequence[dict[str, Any]], places: Sequence[str]) -> list[str]:

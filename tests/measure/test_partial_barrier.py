@@ -115,12 +115,13 @@ def test_merging_stops_in_front_of_the_layer_that_cannot_be_merged():
     assert found.first.accuracy[0] == 0 and found.first.accuracy[1] > 0.01
     assert found.start == 4 and found.preserve_first == 3  # the classifier reads another order
     assert found.rank_correlation is not None and found.rank_correlation > 0.4
+    assert found.single is not None and found.single.ranges == ((1, 1), (2, 2), (3, 3))
     assert [f.name for f in found.findings] == [
         "stop merging at depth", "start merging at depth", "similarity against barrier",
     ]  # fmt: skip
     same = when_to_stop(program, Segment(a, a), data)
     assert (same.stop, same.start, same.preserve_last, same.preserve_first) == (3, 1, 0, 0)
-    assert len(same.findings) == 2
+    assert len(same.findings) == 2 and same.single is None
 
 
 def test_a_similarity_of_activations_is_beside_the_barriers():

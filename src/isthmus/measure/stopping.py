@@ -24,6 +24,7 @@ class Stopping:
     Attributes:
         first: barriers of merging layers 1..i, each network with its own tail.
         last: barriers of merging layers i..L, each network with its own head.
+        single: barriers of merging one layer alone; None where there is no similarity to compare them with.
         tolerance: what a barrier may be, a fraction of accuracy.
         stop: the deepest i up to which every barrier of `first` is within the tolerance; 0 where none is.
         start: the least i from which on every barrier of `last` is; L + 1 where none is.
@@ -34,6 +35,7 @@ class Stopping:
 
     first: PartialBarrier
     last: PartialBarrier
+    single: PartialBarrier | None
     tolerance: float
     stop: int
     start: int
@@ -125,14 +127,13 @@ def when_to_stop(
     first, last = barriers("first"), barriers("last")
     stop = next((i for i, lost in enumerate(first.accuracy) if lost > tolerance), len(first.accuracy))
     late = [i for i, lost in enumerate(last.accuracy, start=1) if lost > tolerance]
-    correlation = None
+    single, correlation = None, None
     if similarity:
-        alone = barriers("single").accuracy
-        correlation = _spearman(
-            [1 - value for value in similarity.values()], [alone[d - 1] for d in similarity]
-        )
+        single = barriers("single")
+        lost = [single.accuracy[depth - 1] for depth in similarity]
+        correlation = _spearman([1 - value for value in similarity.values()], lost)
     start = late[-1] + 1 if late else 1
-    return Stopping(first, last, tolerance, stop, start, dict(similarity or {}), correlation)
+    return Stopping(first, last, single, tolerance, stop, start, dict(similarity or {}), correlation)
 
 
 def _spearman(xs: list[float], ys: list[float]) -> float | None:
