@@ -214,6 +214,15 @@ def test_what_was_not_measured_is_not_said():
     assert cause.found.endswith("3.0 times the parents' ratio. 85% of its answers are one class.")
 
 
+@pytest.mark.parametrize(
+    ("value", "said"), [(-0.004, "0.00"), (0.0, "0.00"), (-0.006, "-0.01"), (-10.0, "-10.00")]
+)
+def test_zero_has_no_sign(value: float, said: str):
+    rule = Rule("r", (Bound("cosine", "at most", 1.0),), "It is {cosine:.2f}.", "", "", "")
+    (cause,) = holding([rule], {"cosine": Finding("cosine", value)})
+    assert cause.found == f"It is {said}."
+
+
 def test_data_is_halved_cut_and_standardised():
     batches = [(torch.full((2, 3, 4, 4), float(i)), torch.arange(2)) for i in range(3)]
     first, second = halves(batches)

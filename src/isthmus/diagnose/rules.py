@@ -98,16 +98,26 @@ def holding(rules: Iterable[Rule], evidence: Evidence) -> tuple[Cause, ...]:
 def _said(rule: Rule, evidence: Evidence) -> Cause:
     values: dict[str, object] = {name: finding.value for name, finding in evidence.items()}
     values["where"] = _where(rule.when[0], evidence[rule.when[0].finding])
-    asked = {name for _, name, _, _ in Formatter().parse(rule.also) if name}
-    also = f" {rule.also.format_map(values)}" if rule.also and asked <= values.keys() else ""
+    told = _Words()
+    asked = {name for _, name, _, _ in told.parse(rule.also) if name}
+    also = f" {told.vformat(rule.also, (), values)}" if rule.also and asked <= values.keys() else ""
     return Cause(
         rule=rule.name,
-        found=rule.found.format_map(values) + also,
-        means=rule.means.format_map(values),
-        advice=rule.advice.format_map(values),
+        found=told.vformat(rule.found, (), values) + also,
+        means=told.vformat(rule.means, (), values),
+        advice=told.vformat(rule.advice, (), values),
         source=rule.source,
         conditions=tuple(f"{bound} (measured: {evidence[bound.finding].value:.4g})" for bound in rule.when),
     )
+
+
+class _Words(Formatter):
+    """Numbers in sentences: what is shown as zero has no sign."""
+
+    def format_field(self, value: object, format_spec: str) -> str:
+        told = super().format_field(value, format_spec)
+        number = isinstance(value, float) and not any(digit in told for digit in "123456789")
+        return told.removeprefix("-") if number else told
 
 
 def _where(bound: Bound, finding: Finding, most: int = 3) -> str:
