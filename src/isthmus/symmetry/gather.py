@@ -49,17 +49,22 @@ def reorder(
 def _outer_first(axes: Sequence[Axis], orders: Orders, known: Mapping[str, Space]) -> list[int]:
     """Axes that move, those first along which others differ."""
     moving = [i for i, axis in enumerate(axes) if spaces_of(axis) & orders.keys()]
+    return (
+        sorted(moving, key=lambda i: _others(axes, i, moving, orders, known)) if len(moving) > 1 else moving
+    )
 
-    def depends_on(i: int) -> int:
-        here = spaces_of(axes[i])
-        return sum(
-            1
-            for name in here & orders.keys()
-            for outer in known[name].within
-            if outer not in here and any(outer in spaces_of(axes[j]) for j in moving if j != i)
-        )
 
-    return sorted(moving, key=depends_on)
+def _others(
+    axes: Sequence[Axis], axis: int, moving: Sequence[int], orders: Orders, known: Mapping[str, Space]
+) -> int:
+    """How many spaces on other axes the orders of one axis differ along."""
+    here = spaces_of(axes[axis])
+    return sum(
+        1
+        for name in here & orders.keys()
+        for outer in known[name].within
+        if outer not in here and any(outer in spaces_of(axes[other]) for other in moving if other != axis)
+    )
 
 
 def positions(axes: Sequence[Axis], axis: int, orders: Orders, known: Mapping[str, Space]) -> Tensor:
@@ -69,19 +74,17 @@ def positions(axes: Sequence[Axis], axis: int, orders: Orders, known: Mapping[st
         Index tensor with as many dimensions as the weight, of size one along each dimension that the
         order does not depend on.
     """
-    rank = len(axes)
-
-    def along(dim: int, count: int) -> Tensor:
-        shape = [1] * rank
-        shape[dim] = count
-        return torch.arange(count).view(shape)
-
     needed = {outer for leaf in leaves(axes[axis]) if leaf.space for outer in known[leaf.space].within}
     elsewhere: dict[str, Tensor] = {}
     for dim, other in enumerate(axes):
         if dim != axis and needed & spaces_of(other):
-            elsewhere.update(_digits(other, along(dim, other.size)))
-    return _old(axes[axis], along(axis, axes[axis].size), elsewhere, axis, orders, known)
+            elsewhere.update(_digits(other, _along(axes, dim)))
+    return _old(axes[axis], _along(axes, axis), elsewhere, axis, orders, known)
+
+
+def _along(axes: Sequence[Axis], axis: int) -> Tensor:
+    """The positions on one axis, along it."""
+    return torch.arange(axes[axis].size).view([-1 if i == axis else 1 for i in range(len(axes))])
 
 
 def _digits(axis: Axis, position: Tensor) -> dict[str, Tensor]:
