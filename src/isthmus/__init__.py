@@ -56,6 +56,7 @@ _WHERE = {
     "load": "isthmus.saving",
     "merge": "isthmus.merging",
     "merge_files": "isthmus.engine",
+    "method": "isthmus.listing",
     "methods": "isthmus.listing",
     "plan": "isthmus.recipe",
     "procrustes": "isthmus.measure",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from isthmus.diagnosing import diagnose as diagnose
     from isthmus.engine import merge_files as merge_files
     from isthmus.errors import IsthmusError as IsthmusError
+    from isthmus.listing import method as method
     from isthmus.listing import methods as methods
     from isthmus.maps import Transport as Transport
     from isthmus.measure import Ensemble as Ensemble

@@ -8,6 +8,7 @@ from pathlib import Path
 from isthmus.align import ALIGNMENTS, Alignment
 from isthmus.errors import InputError
 from isthmus.measure import reusable
+from isthmus.measure.score import Metric
 from isthmus.program import Cut
 from isthmus.registry import Asked, name_of
 from isthmus.repair.by_name import needs_of
@@ -69,9 +70,20 @@ def check(
     repairs: Sequence[Asked],
     data: Iterable[object] | None,
     validation: Iterable[object] | None,
+    metric: str | Metric,
     cut: Cut,
 ) -> None:
     """Say what is wrong with the call before anything is read or run."""
+    if cut.outputs == "each" and not cut:
+        raise InputError(
+            "every model's outputs are asked for, and nothing is kept apart",
+            hint="preserve_last=1 (--preserve-last 1), or the modules of the heads",
+        )
+    if cut.outputs == "each" and validation is not None and isinstance(metric, str):
+        raise InputError(
+            f"repairs cannot be chosen by {metric} where every model's outputs are kept",
+            hint="pass metric=, a function of all outputs and the targets; or one repair, and no validation=",
+        )
     if cut and method != "average":
         raise InputError(f"what is kept apart meets by weighted average, not by {method!r}")
     if data is not None:

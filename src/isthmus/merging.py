@@ -166,7 +166,7 @@ def merge(
     shares = shares_of(weights, len(models))
     cut = Cut(preserve_first, preserve_last, tuple(depths), tuple(modules), variant, outputs)
     repairs = wanted(repair)
-    check(method, align, repair, repairs, data, validation, cut)
+    check(method, align, repair, repairs, data, validation, metric, cut)
     names = [_name(m, i) for i, m in enumerate(models)]
     target = align.reference if isinstance(align, Alignment) else reference
     if not 0 <= target < len(models):

@@ -1,4 +1,4 @@
-"""Flat tables of methods: what exists, what it needs, which laws it claims, where it comes from.
+"""Flat tables of methods: what exists, what it needs, which laws it claims, what it costs, where it comes from.
 
 A room with methods keeps one table and names its own package:
 
@@ -17,13 +17,15 @@ know of a new method; and the law tests run over the tables, so a method is test
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from types import UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from isthmus.errors import InputError
 
@@ -79,6 +81,82 @@ def keywords(function: Callable[..., object], without: Iterable[str] = ()) -> di
     return {name: p.default for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in without}
 
 
+def kinds(hint: object) -> tuple[Any, ...]:
+    """The kinds of values that an option's annotation names, one or several."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+@functools.cache
+def hints_of(function: Callable[..., object]) -> dict[str, Any]:
+    """The annotations of a function; none where they name what is only imported to be type-checked."""
+    try:
+        return get_type_hints(function)
+    except NameError:
+        return {}
+
+
+def numbers(function: Callable[..., object], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with whole numbers as floats where a function takes these alone, also within lists.
+
+    Args:
+        function: whose options they are; its annotations say what it takes.
+        options: as they are asked for.
+
+    Examples:
+        >>> def shrink(*, by: float = 0.5, times: int = 1, each: Sequence[float] = ()): ...
+        >>> numbers(shrink, {"by": 1, "times": 2, "each": [1, 0.5]})
+        {'by': 1.0, 'times': 2, 'each': [1.0, 0.5]}
+    """
+    hints = hints_of(function)
+    return {name: _number(value, kinds(hints.get(name))) for name, value in options.items()}
+
+
+def _number(value: Any, known: Sequence[Any]) -> Any:
+    if type(value) is int and float in known and int not in known:
+        return float(value)
+    if isinstance(value, (list, tuple)) and any(get_args(kind) == (float,) for kind in known):
+        items = cast("Sequence[Any]", value)
+        return type(value)(float(item) if type(item) is int else item for item in items)
+    return value
+
+
+# Plain kinds of options, and what is said of a value that is of another.
+_KINDS = {bool: "neither true nor false", float: "not a number", int: "not a whole number"}
+
+
+def misfit(name: str, value: object, known: Sequence[Any]) -> str | None:
+    """Why an option of plain kinds cannot have a value; None where it can, or where a kind is not plain.
+
+    Args:
+        name: of the option.
+        value: that is asked for.
+        known: the option's kinds (`kinds`): words (`Literal`), bool, int, float, None.
+
+    Examples:
+        >>> misfit("epochs", "x", kinds(int | None))
+        "epochs is 'x', not a whole number"
+    """
+    words = [word for kind in known if get_origin(kind) is Literal for word in get_args(kind)]
+    plain = [kind for kind in known if kind in _KINDS]
+    if not all(kind in plain or kind is type(None) or get_origin(kind) is Literal for kind in known):
+        return None
+    if value is None and type(None) in known:
+        return None
+    if (isinstance(value, str) and value in words) or any(_is(value, kind) for kind in plain):
+        return None
+    if not words:
+        return f"{name} is {value!r}, {_KINDS[plain[0]]}"
+    return f"{name} is {value!r}: it is one of {', '.join(map(str, words))}" + (
+        ", or a number" if plain else ""
+    )
+
+
+def _is(value: object, kind: object) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int) or (isinstance(value, float) and kind is float)
+
+
 @dataclass(frozen=True)
 class Method(Generic[F]):
     """One row of a table.
@@ -92,6 +170,7 @@ class Method(Generic[F]):
         source: the paper or code that it comes from.
         function: the method itself.
         supplied: its keyword arguments that are no options: whoever calls has them.
+        costs: what it costs beside reading the models: passes over data, assignments, memory.
     """
 
     name: str
@@ -102,6 +181,7 @@ class Method(Generic[F]):
     source: str
     function: F
     supplied: tuple[str, ...] = ()
+    costs: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -139,7 +219,13 @@ class Registry(Generic[F]):
         self._scanned = package is None
 
     def register(
-        self, name: str, *, needs: Iterable[str] = (), claims: Iterable[str] = (), source: str = ""
+        self,
+        name: str,
+        *,
+        needs: Iterable[str] = (),
+        claims: Iterable[str] = (),
+        costs: str = "",
+        source: str = "",
     ) -> Callable[[G], G]:
         """Decorate a function to add it under `name`; the function itself is returned unchanged.
 
@@ -158,6 +244,7 @@ class Registry(Generic[F]):
                 source=source,
                 function=cast("F", function),
                 supplied=self.supplied,
+                costs=costs,
             )
             if wrong := self._wrong(method):
                 raise InputError(f"{self.kind} {name!r} cannot be registered", wrong)

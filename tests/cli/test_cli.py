@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from command_line import ARCH, run
 from safetensors.torch import load_file, save_file
 
-from isthmus import zoo
+from isthmus import cli, zoo
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_symmetry_lists_spaces_and_verifies(tmp_path: Path):
 
 def test_methods_lists_what_each_needs(tmp_path: Path):
     shown = run("methods", cwd=tmp_path)
-    assert "activation-matching" in shown.stdout and "needs data" in shown.stdout
+    assert "activation-matching" in shown.stdout and "needs" in shown.stdout
     rows = json.loads(run("methods", "repair", "--json", cwd=tmp_path).stdout)
     assert {"reset", "repair", "rescale"} <= {row["name"] for row in rows}
 
@@ -178,3 +179,16 @@ def test_what_cannot_be_compared_is_said_before_anything_is_measured(
     monkeypatch.setattr("isthmus.comparing.evaluate", None)
     shown = run("compare", "a.safetensors", "b.safetensors", *ARCH, "--data", "digits", *options, cwd=folder)
     assert shown.returncode == 2 and words in shown.stderr
+
+
+def test_ctrl_c_says_so(monkeypatch, capsys):
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    stopped = typer.Typer()
+    stopped.command()(pressed)
+    monkeypatch.setattr(cli, "app", stopped)
+    monkeypatch.setattr(sys, "argv", ["isthmus"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.INTERRUPTED and "interrupted" in capsys.readouterr().err

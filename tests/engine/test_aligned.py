@@ -14,7 +14,7 @@ from isthmus.align import by_parts
 from isthmus.align.by_parts import parts, weight_matching_by_parts
 from isthmus.engine import COPY, Job, Order, Source, Work, run
 from isthmus.errors import InputError, MismatchError
-from isthmus.recipe import alignment
+from isthmus.recipe import streamed
 from isthmus.symmetry import SymmetryGraph, reorder, saved
 from isthmus.symmetry.elements import random_element
 from isthmus.symmetry.from_config import symmetries_of
@@ -267,12 +267,12 @@ def test_a_run_after_a_kill_does_not_match_again(
 def test_other_orders_are_not_taken_up(pair: Callable[..., Tensors], graph_file: Path):
     pair()
     plan = isthmus.plan(recipe(f"{{graph: '{graph_file}'}}"))
-    first = alignment.align(plan, Path("kept.safetensors"), 1)
-    assert alignment.align(plan, Path("kept.safetensors"), 1) == first
+    first = streamed.align(plan, Path("kept.safetensors"), 1)
+    assert streamed.align(plan, Path("kept.safetensors"), 1) == first
     write(Path("c"), scrambled(saved.load(graph_file), llama(saved.load(graph_file)), "identity", seed=9))
     for file in Path("c").iterdir():
         file.replace(Path("b") / file.name)
-    again = alignment.align(plan, Path("kept.safetensors"), 1)
+    again = streamed.align(plan, Path("kept.safetensors"), 1)
     assert again.orders.keys() == first.orders.keys()
     indices = weights.load("kept.safetensors")
     assert all(t.dtype == torch.int32 for t in indices.values())
@@ -292,7 +292,7 @@ def test_a_graph_that_was_never_verified_is_not_believed(
 @pytest.mark.parametrize(
     ("align", "more", "words"),
     [
-        ("activation-matching", "", "weight-matching"),
+        ("activation-matching", "", "activation-matching runs the models on data, and the recipe names none"),
         ("{residual: some}", "", "identity"),
         ("{graph: nowhere.json}", "", "nowhere.json does not exist"),
         ("{reference: c}", "", "c is no model of this recipe"),

@@ -296,6 +296,18 @@ def test_everything_that_is_wrong_is_said_at_once(models: list[Path], tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_wrong_with_many_tensors_alike_is_said_once(models: list[Path], tmp_path: Path):
+    sources = (Source(0, "norm"), Source(1, "norm"))
+    jobs = [
+        Job(name, (65,), torch.bfloat16, sources, rule="average", weights=(1.0, -1.0))
+        for name in "abcdefghij"
+    ]
+    with pytest.raises(MismatchError, match="10 of 10 tensors cannot be merged") as caught:
+        run(Work(tuple(map(str, models)), tuple(jobs), str(tmp_path / "out")))
+    assert all(line.startswith("a and 9 more    ") for line in caught.value.where)
+    assert len(caught.value.where) == 2 and "sum to 0" in caught.value.where[1]
+
+
 def test_too_little_memory_is_said_before(work_of: MakeWork, tmp_path: Path):
     with pytest.raises(InputError, match="too little"):
         run(work_of(), max_memory="1MB")
@@ -351,6 +363,23 @@ def test_numbers_that_are_not_finite_are_named(value: float, rule: str, work_of:
         run(work)
     assert caught.value.where[0].startswith("big    1 of the ")
     assert not Path(work.out).exists()
+
+
+def test_a_failure_tells_where_finished_tensors_lie(tmp_path: Path):
+    sound, out = {"a": torch.ones(4), "b": torch.ones(4)}, tmp_path / "out"
+    weights.save(sound, tmp_path / "x.safetensors")
+    weights.save(sound | {"b": torch.tensor([1.0, torch.nan, 1, 1])}, tmp_path / "y.safetensors")
+    paths = [tmp_path / "x.safetensors", tmp_path / "y.safetensors"]
+    with pytest.raises(WeightsError, match="not finite") as caught:
+        isthmus.merge_files(paths, out, threads=1)
+    stays = (
+        f"what is finished stays in {weights.draft_of(out)}, from where the same call goes on; else remove it"
+    )
+    assert weights.draft_of(out).exists() and stays in str(caught.value)
+    weights.save(sound | {"a": torch.full((4,), torch.inf)}, tmp_path / "y.safetensors")
+    with pytest.raises(WeightsError, match="not finite") as caught:  # nothing is finished, and nothing stays
+        isthmus.merge_files(paths, tmp_path / "other", threads=1)
+    assert not weights.draft_of(tmp_path / "other").exists() and "what is finished" not in str(caught.value)
 
 
 def tmp_path_of(work_of: MakeWork) -> Path:

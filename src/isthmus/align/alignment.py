@@ -14,7 +14,7 @@ from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Membership, Permutation, Transport, weighted
 from isthmus.program import Inputs, first_example
-from isthmus.registry import Registry
+from isthmus.registry import Registry, numbers
 from isthmus.symmetry import SymmetryGraph
 
 
@@ -187,6 +187,7 @@ def align(
         raise InputError(f"{by} needs calibration data", hint="pass data=, an iterable of inputs")
     parameters = inspect.signature(method.function).parameters
     method.check_options(options)
+    options = numbers(method.function, options)
     given: dict[str, object] = {"data": data} if "data" in parameters and data is not None else {}
     states = [m.state_dict() if isinstance(m, nn.Module) else m for m in models]
     graphs = [graph] * len(states) if isinstance(graph, SymmetryGraph) else list(graph)

@@ -29,6 +29,9 @@ from isthmus.cli import (
 )
 from isthmus.errors import IsthmusError
 
+#: What typer ends with where somebody has pressed Ctrl-C.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="isthmus",
     help="Merge neural networks, and say why a merge works or fails.",
@@ -67,6 +70,7 @@ def main() -> None:
         what, *rest = error.render().splitlines()
         typer.echo("\n".join([f"error: {what}", *rest]), err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("interrupted", err=True)
+        raise

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from isthmus.comparing import Splits
     from isthmus.program import Inputs, Variant
+    from isthmus.program.keep import Outputs
     from isthmus.zoo import Dataset, Loader
 
 ARCH = "The architecture, as package.module:factory (or torchvision:NAME); key=value arguments go to it."
@@ -241,3 +242,33 @@ def variant(name: str) -> Variant:
     if name == "paper":
         return "paper"
     raise InputError(f"--variant {name} is neither junction nor paper")
+
+
+def outputs(name: str) -> Outputs:
+    """Check what is made of outputs that are kept apart."""
+    if name == "average":
+        return "average"
+    if name == "each":
+        return "each"
+    raise InputError(f"--outputs {name} is neither average nor each")
+
+
+def depths(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Ranges of layers as typed: "3-5", or "4" for one layer.
+
+    Raises:
+        InputError: one is no such thing; all of them are listed.
+    """
+    found: list[tuple[int, int]] = []
+    wrong: list[str] = []
+    for text in texts:
+        low, dash, high = text.partition("-")
+        if low.isdecimal() and (high.isdecimal() if dash else True):
+            found.append((int(low), int(high if dash else low)))
+        else:
+            wrong.append(text)
+    if wrong:
+        raise InputError(
+            "--depths takes ranges of layers, counted from 1", wrong, hint="--depths 3-5 --depths 8"
+        )
+    return tuple(found)

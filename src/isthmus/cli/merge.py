@@ -85,12 +85,25 @@ def merge(
     metric: Annotated[str, typer.Option(help="By what repairs are chosen: accuracy or loss.")] = "accuracy",
     preserve_first: Annotated[int, typer.Option(help="Keep every model's first layers.")] = 0,
     preserve_last: Annotated[int, typer.Option(help="Keep every model's last layers.")] = 0,
+    depths: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LOW-HIGH",
+            help="Keep a range of every model's layers, counted from 1; repeat the option.",
+        ),
+    ] = None,
     modules: Annotated[
         list[str] | None, typer.Option(help="Keep modules by name, with * and ?; repeat the option.")
     ] = None,
     variant: Annotated[
         str, typer.Option(help="Where kept-apart branches meet: junction or paper.")
     ] = "junction",
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help="Of last layers kept apart: the average of their outputs, or each model's (heads of different tasks)."
+        ),
+    ] = "average",
     reference: Annotated[str, typer.Option(help=REFERENCE)] = "first",
     kept: Annotated[int, typer.Option(help=KEPT)] = 256,
     calibration: Annotated[
@@ -147,6 +160,13 @@ def merge(
     repairs = [inputs.method(one, "--repair") for one in repair or []]
     if by is not None:  # what does not exist is said before anything is read
         ALIGNMENTS.get(name_of(by)).check_options([] if isinstance(by, str) else by.keys() - {"method"})
+    apart = {
+        "preserve_first": preserve_first,
+        "preserve_last": preserve_last,
+        "depths": inputs.depths(depths or ()),
+        "modules": tuple(modules or ()),
+    }
+    whose = inputs.outputs(outputs)
     options = scoring.options(option or [], merge_models)
     models = inputs.build_each(arch, arguments, paths) if arch else []
     states = [inputs.checkpoint(p, m) for p, m in zip(paths, models, strict=True)] if models else []
@@ -164,7 +184,7 @@ def merge(
         how = {**({"method": by} if isinstance(by, str) else by), "reference": chosen}
         if (score := score_for(chosen, models, splits)) is not None:
             how["score"] = score
-    traced = bool(align or maps or repair or preserve_first or preserve_last or modules)
+    traced = bool(align or maps or repair or any(apart.values()))
     each = len(arch or ()) > 1
     merged = merge_models(
         [filled(m, s) for m, s in zip(models, states, strict=True)] if each else states or paths,
@@ -180,10 +200,9 @@ def merge(
         data=splits.calibration if splits else None,
         validation=splits.validation if splits and repair else None,
         metric=metric,
-        preserve_first=preserve_first,
-        preserve_last=preserve_last,
-        modules=tuple(modules or ()),
+        **apart,
         variant=inputs.variant(variant),
+        outputs=whose,
         reference=stays,
         seed=seed,
         **options,
@@ -193,9 +212,13 @@ def merge(
     figures = merged.kept(splits.calibration, limit=kept) if splits and kept and merged.alignment else None
     scores: dict[str, float] = {}
     if splits is not None and merged.model is not None:
-        for name, model, state in zip(inputs.names(paths), models, states, strict=True):
-            scores[name] = measure.evaluate(model, splits.test, state, split="test").accuracy
-        scores["merged"] = measure.evaluate(merged.model, splits.test, split="test").accuracy
+        whole = dict(zip(inputs.names(paths), zip(models, states, strict=True), strict=True))
+        if whose == "each":
+            scores = scoring.each_head(merged.model, whole, splits.test)
+        else:
+            for name, (model, state) in whole.items():
+                scores[name] = measure.evaluate(model, splits.test, state, split="test").accuracy
+            scores["merged"] = measure.evaluate(merged.model, splits.test, split="test").accuracy
     merged.save(out)
     if as_json:
         settings = {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in merged.settings.items()}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from isthmus.cli import inputs
+from isthmus.cli import inputs, output
 from isthmus.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,41 @@ class Chosen:
         from isthmus.search.fitting import Fitted
 
         return evaluate(self.model, self.splits.test, Fitted(weights, self.model), split="test").accuracy
+
+
+def each_head(
+    merged: nn.Module, parents: Mapping[str, tuple[nn.Module, Mapping[str, Tensor]]], data: Iterable[object]
+) -> dict[str, float]:
+    """Accuracy of models of different tasks, and of a merge that answers for each of them, on one set of data.
+
+    A model that has other classes than the data is left out, and said.
+
+    Args:
+        merged: returns an output per model.
+        parents: name -> architecture and weights, in the order of the outputs.
+        data: the test split.
+    """
+    from isthmus.errors import DataError
+    from isthmus.measure import Tally, evaluate
+    from isthmus.measure.answers import answering
+    from isthmus.program import batches, logits_of
+
+    scores: dict[str, float] = {}
+    tallies: dict[int, Tally] = {}
+    for place, (name, (model, state)) in enumerate(parents.items()):
+        try:
+            scores[name] = evaluate(model, data, state, split="test").accuracy
+        except DataError as error:
+            output.say(f"{name} is not evaluated: {error.what}")
+        else:
+            tallies[place] = Tally()
+    with answering(merged) as ask:
+        for batch in batches(data) if tallies else ():
+            answers = cast("Sequence[object]", ask(batch))
+            for place, tally in tallies.items():
+                tally.add(logits_of(answers[place]), batch)
+    names = list(parents)
+    return scores | {f"merged, for {names[i]}": tally.result("test").accuracy for i, tally in tallies.items()}
 
 
 def choose(

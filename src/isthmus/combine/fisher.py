@@ -85,6 +85,7 @@ class _Fisher(BlockRule):
     "fisher",
     needs=("statistics", "passes"),
     claims=("copies-give-the-model", "streaming-equals-memory"),
+    costs="a gradient per example where no statistics are given",
     source=f"{_SOURCE}, equation 5",
 )
 def fisher(

@@ -50,6 +50,7 @@ class _CommonAndSpecific(OfMatrices):
     needs=("base",),
     weighing="coefficients",
     claims=("order-free", "streaming-equals-memory"),
+    costs="singular values of every matrix's sum",
     source=f"{_SOURCE}, algorithm 1",
 )
 def iso_c(weights: Sequence[float], *, lam: float = 1.0, convolutions: bool = True) -> BlockRule:
@@ -75,6 +76,7 @@ def iso_c(weights: Sequence[float], *, lam: float = 1.0, convolutions: bool = Tr
     needs=("base",),
     weighing="coefficients",
     claims=("order-free", "streaming-equals-memory"),
+    costs="singular values of every matrix of every model",
     source=f"{_SOURCE}, algorithm 2",
 )
 def iso_cts(

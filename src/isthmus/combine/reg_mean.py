@@ -87,6 +87,7 @@ def _eigen(
     "reg-mean",
     needs=("statistics",),
     claims=("copies-give-the-model", "order-free", "streaming-equals-memory"),
+    costs="a linear system per layer, as wide as its inputs; Grams of them where they are not given",
     source="Jin et al., Dataless knowledge fusion, arXiv:2212.09849, equation 2",
 )
 def reg_mean(weights: Sequence[float], *, alpha: float = 0.9, ridge: float = 0.0) -> BlockRule:

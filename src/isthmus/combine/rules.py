@@ -22,7 +22,7 @@ from torch import Tensor
 
 from isthmus.combine.blocks import Block, BlockRule, run
 from isthmus.errors import InputError
-from isthmus.registry import Registry
+from isthmus.registry import Registry, numbers
 
 #: A rule: (tensors, *, weights, **options) -> tensor, all of one shape.
 Rule = Callable[..., Tensor]
@@ -71,6 +71,7 @@ def rule(
     weighing: Weighing = "shares",
     models: tuple[int, int | None] = (1, None),
     claims: Iterable[str] = (),
+    costs: str = "",
     source: str = "",
 ) -> Callable[[Callable[..., BlockRule]], Rule]:
     """Register a rule by a function from weights and options to its arithmetic.
@@ -83,12 +84,19 @@ def rule(
         weighing: what one weight per model means.
         models: fewest and most models; None is any number.
         claims: the laws that it is held to.
+        costs: beside reading every tensor, once, or before as often as it measures whole ones.
         source: the paper or code that it comes from.
 
     Returns:
         A decorator; the name becomes the function of tensors.
     """
     needs, takes = tuple(needs), tuple(takes)
+    reads = (
+        "every tensor is read to be measured, and again to be merged"
+        if "passes" in needs
+        else "one read of every tensor"
+    )
+    costs = f"{reads}; {costs}" if costs else reads
 
     def how(what: str) -> Literal["needed", "taken", "no"]:
         return "needed" if what in needs else "taken" if what in takes else "no"
@@ -111,13 +119,13 @@ def rule(
                 name, terms, len(tensors), base is not None, statistics is not None
             ):
                 raise InputError(f"{name} cannot merge this", problems)
-            made = build(weighed(terms.weighing, weights, len(tensors)), **options)
+            made = build(weighed(terms.weighing, weights, len(tensors)), **numbers(build, options))
             origin = None if terms.base == "no" else base
             return run(made, tensors, base=origin, statistics=statistics or (), key=key, seed=seed)
 
         merge.__signature__ = _signature(build, terms)  # type: ignore[attr-defined]
         _TERMS[merge] = terms
-        return COMBINATIONS.register(name, needs=needs, claims=claims, source=source)(merge)
+        return COMBINATIONS.register(name, needs=needs, claims=claims, costs=costs, source=source)(merge)
 
     return register
 
@@ -180,8 +188,9 @@ def blockwise(
         raise InputError(wrong)
     values = weighed(terms.weighing, None if isinstance(weights, int) else weights, count)
     if terms.build is not None:
-        return terms.build(values, **given)
-    return _Whole(COMBINATIONS.get(name).function, values, given)
+        return terms.build(values, **numbers(terms.build, given))
+    function = COMBINATIONS.get(name).function
+    return _Whole(function, values, numbers(function, given))
 
 
 class _Whole(BlockRule):

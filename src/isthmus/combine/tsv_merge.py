@@ -34,6 +34,7 @@ class _TaskSingularVectors(OfMatrices):
     needs=("base",),
     weighing="coefficients",
     claims=("order-free", "streaming-equals-memory"),
+    costs="singular values of every matrix of every model",
     source="Gargiulo et al., Task singular vectors, arXiv:2412.00081, algorithm 1",
 )
 def tsv_merge(weights: Sequence[float], *, lam: float = 1.0, convolutions: bool = True) -> BlockRule:

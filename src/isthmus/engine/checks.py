@@ -26,8 +26,7 @@ def check(work: Work, checkpoints: Sequence[Mapping[str, Tensor]]) -> list[Strea
         InputError: some jobs cannot be done. All of them are listed.
     """
     streams: list[Stream] = []
-    problems: list[str] = []
-    wrong = 0
+    problems: dict[tuple[str, ...], list[str]] = {}
     rules: dict[str, BlockRule] = {}
     for job in work.jobs:
         try:
@@ -37,11 +36,18 @@ def check(work: Work, checkpoints: Sequence[Mapping[str, Tensor]]) -> list[Strea
             lines = [error.what, *(f"  {line}" for line in error.where)]
         else:
             streams.append(stream)
-        wrong += bool(lines)
-        problems += [f"{job.name}    {line}" for line in lines]
+        if lines:
+            problems.setdefault(tuple(lines), []).append(job.name)
     if problems:
-        raise MismatchError(f"{wrong} of {len(work.jobs)} tensors cannot be merged", problems)
+        wrong = sum(map(len, problems.values()))
+        where = [f"{_named(names)}    {line}" for lines, names in problems.items() for line in lines]
+        raise MismatchError(f"{wrong} of {len(work.jobs)} tensors cannot be merged", where)
     return streams
+
+
+def _named(names: Sequence[str]) -> str:
+    """Tensors of which the same is to be said: what is wrong with a model's weights is wrong for each of hundreds."""
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _rule(job: Job, shared: dict[str, BlockRule]) -> BlockRule | None:

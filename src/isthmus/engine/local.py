@@ -23,7 +23,7 @@ from isthmus.engine.jobs import Work, digest
 from isthmus.engine.memory import private, size
 from isthmus.engine.pool import Pool
 from isthmus.engine.stream import Stream, measure_all
-from isthmus.errors import InputError, WeightsError
+from isthmus.errors import InputError, IsthmusError, WeightsError
 
 # Finished tensors are put on the disk and into the journal when this many bytes or seconds have gathered:
 # what a kill may cost. Asking the disk more often would slow it down.
@@ -89,12 +89,26 @@ def run(work: Work, *, threads: int | None = None, max_memory: int | str | None 
         resumed = fill(draft.files, streams, pool)
         refuse_changed(checkpoints)
         draft.publish()
-    except BaseException:
+    except BaseException as error:
         draft.close()
         draft.remove_if_empty()
+        tell_what_stays(error, draft.folder)
         raise
     seconds = time.monotonic() - began
     return Written(draft.out, len(streams), layout.size, resumed, seconds, pool.threads)
+
+
+def tell_what_stays(error: BaseException, folder: Path) -> None:
+    """Add to an error where finished tensors lie: a hidden folder as large as the output is not found by chance.
+
+    Args:
+        error: that ended a run.
+        folder: of its draft, which is there if something in it is worth keeping.
+    """
+    if isinstance(error, IsthmusError) and folder.exists():
+        stays = f"what is finished stays in {folder}, from where the same call goes on; else remove it"
+        error.hint = f"{error.hint}\n      {stays}" if error.hint else stays
+        error.args = (error.render(),)
 
 
 def layout_of(work: Work) -> weights.Layout:

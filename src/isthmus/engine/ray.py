@@ -25,7 +25,7 @@ from isthmus import progress, weights
 from isthmus.combine import BlockRule
 from isthmus.engine.checks import check
 from isthmus.engine.jobs import Work
-from isthmus.engine.local import Written, fill, key, layout_of, pool_of
+from isthmus.engine.local import Written, fill, key, layout_of, pool_of, tell_what_stays
 from isthmus.engine.memory import size
 from isthmus.engine.stream import Stream
 from isthmus.errors import InputError, IsthmusError, MissingExtraError, WeightsError
@@ -117,12 +117,13 @@ def run(
             for file in work.files:
                 draft.copy(file.name, file.source, file.text)
             draft.publish()
-        except BaseException:
+        except BaseException as error:
             draft.close()
             with suppress(IsthmusError, OSError):  # what the workers have finished is not thrown away
                 _take_back(draft, layout, identity)
                 draft.close()
                 draft.remove_if_empty()
+            tell_what_stays(error, draft.folder)
             raise
     return Written(draft.out, len(streams), layout.size, resumed, time.monotonic() - began, each * at_once)
 

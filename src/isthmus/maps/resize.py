@@ -11,25 +11,11 @@ from torch import fx
 from isthmus.errors import InputError
 from isthmus.maps.elementwise import multipliers
 from isthmus.program import Program
-from isthmus.symmetry import Axis, Blocks, Interleaved, Leaf, SymmetryGraph, spaces_of
+from isthmus.symmetry import SHAPED, Axis, Blocks, Interleaved, Leaf, SymmetryGraph, counted, spaces_of
 from isthmus.symmetry.axes import parts_of
 
 aten = torch.ops.aten
 
-#: Operations that are told the shape of their result.
-_SHAPED = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default}
-#: Operations that are told where to cut an axis.
-_CUTTING = {
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.narrow.default,
-    aten.chunk.default,
-    aten.constant_pad_nd.default,
-    aten.pad.default,
-    aten.repeat_interleave.self_int,
-    aten.pixel_shuffle.default,
-}
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 
 
@@ -41,13 +27,24 @@ def resized(graph: SymmetryGraph, sizes: Mapping[str, int]) -> Program:
         sizes: space -> its new number of units; the others stay.
 
     Raises:
-        InputError: an operation is told where to cut an axis that changes; all are listed.
+        InputError: an operation depends on a number of units that changes (`isthmus.symmetry.counted`); all are
+            listed.
     """
     source = graph.program
     changed = {name for name, size in sizes.items() if graph.spaces[name].size != size}
     if not changed or not isinstance(source, Program):
         return source
-    stuck: list[str] = []
+    stuck = [
+        f"{name}: {place}"
+        for name, counts in counted(graph).items()
+        if name in changed
+        for place in dict.fromkeys(count.place for count in counts)
+    ]
+    if stuck:
+        raise InputError(
+            "the merged network has other widths, and these operations depend on how many units there are",
+            stuck,
+        )
     depthwise = multipliers(graph)
     copy, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in source.graph.nodes:
@@ -65,27 +62,14 @@ def resized(graph: SymmetryGraph, sizes: Mapping[str, int]) -> Program:
                     m if m != n else fake.shape[d] for d, (m, n) in enumerate(zip(moved, shape, strict=True))
                 ]
                 new.meta = {**node.meta, "val": fake.new_empty(kept)}
-            if node.target in _SHAPED:
-                given = list(new.args[1])  # type: ignore[arg-type]
-                told = [m if g == n else g for g, m, n in zip(given, moved, shape, strict=False)]
-                new.args = (new.args[0], told, *new.args[2:])
-            elif str(node.target).startswith(("aten.layer_norm", "aten.rms_norm")):
-                count = len(list(new.args[1]))  # type: ignore[arg-type]
-                new.args = (new.args[0], moved[-count:], *new.args[2:])
-        if node.target in _CUTTING and any(
-            spaces_of(axis) & changed
-            for value in (node, *node.all_input_nodes)
-            for axis in graph.values.get(value.name, ())
-        ):
-            stuck.append(f"{source.origin[node.name]}")
+            if (place := SHAPED.get(node.target)) is not None:
+                given = list(new.args[place])  # type: ignore[arg-type]
+                told = [m if g == n else g for g, m, n in zip(given, moved, shape, strict=True)]
+                new.args = (*new.args[:place], told, *new.args[place + 1 :])
         if node.target in _CONVOLUTIONS and len(node.args) > 6:
             key = source.weights.get(node.args[1].name) if isinstance(node.args[1], fx.Node) else None
             if key in depthwise and spaces_of(graph.layout[key][0]) & changed:
                 new.args = (*new.args[:6], size_of(graph.layout[key][0], sizes))
-    if stuck:
-        raise InputError(
-            "the merged network has other widths, and these operations are told the old ones", stuck
-        )
     shapes = {
         key: tuple(size_of(axis, sizes) for axis in graph.layout[key]) if key in graph.layout else shape
         for key, shape in source.shapes.items()

@@ -71,7 +71,8 @@ class Cut:
         """Names of the values that the cut keeps apart.
 
         Raises:
-            InputError: a depth outside the program, or a module name that matches nothing.
+            InputError: a depth outside the program, a module name that matches nothing, or each model's outputs where
+                none is kept.
         """
         layers = program.layers
         problems = [
@@ -100,7 +101,7 @@ class Cut:
         ranges = [(0, self.preserve_first)] if self.preserve_first else []
         ranges += [(layers - self.preserve_last + 1, layers)] if self.preserve_last else []
         ranges += self.depths
-        return frozenset(
+        apart = frozenset(
             name
             for name, path in modules.items()
             if name in program.dynamic
@@ -109,6 +110,12 @@ class Cut:
                 or any(_under(path, glob) for glob in self.modules)
             )
         )
+        if self.outputs == "each" and not apart & set(program.outputs):
+            raise InputError(
+                "every model's outputs are asked for, and no output is kept apart",
+                hint="preserve_last=1 (--preserve-last 1), or the modules of the heads",
+            )
+        return apart
 
 
 def _under(path: str, glob: str) -> bool:

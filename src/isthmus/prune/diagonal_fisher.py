@@ -18,6 +18,7 @@ from isthmus.statistics import Loss, Variant, fisher_information
     "diagonal-fisher",
     needs=("data", "targets"),
     claims=("sparsity-exact", "unpruned-is-identity", "pruned-stays-pruned", "batching-free", "seeded"),
+    costs="a gradient per example",
     source="Theis et al. 2018 (arXiv:1801.05787)",
 )
 def diagonal_fisher(

@@ -15,6 +15,7 @@ from isthmus.prune.table import PRUNERS, Choice
 @PRUNERS.register(
     "magnitude",
     claims=("sparsity-exact", "unpruned-is-identity", "pruned-stays-pruned", "seeded"),
+    costs="a read of the weights",
     source="Han et al. 2015 (arXiv:1506.02626)",
 )
 def magnitude(

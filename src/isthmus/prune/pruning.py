@@ -17,7 +17,7 @@ from isthmus.prune.layers import Layer, prunable
 from isthmus.prune.masks import Mask, load_mask, masked
 from isthmus.prune.result import Pruned
 from isthmus.prune.table import PRUNERS, Choice
-from isthmus.registry import Asked
+from isthmus.registry import Asked, numbers
 from isthmus.repair.by_name import needs_of
 from isthmus.statistics.reading import read
 
@@ -98,11 +98,10 @@ def prune(
         choice = Choice(_fitting(load_mask(mask) if isinstance(mask, str | Path) else mask, layers))
     else:
         assert method is not None and sparsity is not None
-        defaults = PRUNERS.get(method).options
-        whole = {k: float(v) for k, v in options.items() if isinstance(defaults[k], float) and type(v) is int}
-        used = {**defaults, **options, **whole}
-        extra = {"data": data} if "data" in PRUNERS.get(method).needs else {}
-        choice = PRUNERS.get(method).function(program, inner, layers, sparsity=sparsity, **extra, **used)
+        pruner = PRUNERS.get(method)
+        used = {**pruner.options, **numbers(pruner.function, options)}
+        extra = {"data": data} if "data" in pruner.needs else {}
+        choice = pruner.function(program, inner, layers, sparsity=sparsity, **extra, **used)
     if not choice.keep:
         raise InputError(
             "no layer could be pruned", [f"{k}: {why}" for k, why in {**left, **choice.left}.items()]

@@ -21,6 +21,7 @@ from isthmus.statistics.gradients import pieces
     "wanda",
     needs=("data",),
     claims=("sparsity-exact", "unpruned-is-identity", "pruned-stays-pruned", "batching-free", "seeded"),
+    costs="one pass over the data",
     source="Sun et al. 2024 (arXiv:2306.11695)",
 )
 def wanda(

@@ -30,6 +30,7 @@ ELEMENTS = 2**26
     "woodfisher",
     needs=("data", "targets"),
     claims=("sparsity-exact", "unpruned-is-identity", "pruned-stays-pruned", "batching-free", "seeded"),
+    costs="`gradients` gradients, which are kept, and their square times the weights",
     source="Singh and Alistarh 2020 (arXiv:2004.14340)",
 )
 def woodfisher(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.maps import Transport
 from isthmus.program import Program
-from isthmus.registry import Asked, name_of
+from isthmus.registry import Asked, kinds, misfit, name_of
 from isthmus.repair.goals import Measured
 from isthmus.repair.result import Repaired
 from isthmus.repair.selection import repairable
@@ -30,7 +29,8 @@ def needs_of(asked: Asked) -> tuple[str, ...]:
     given = _given(asked)
     method.check_options(given)
     hints = get_type_hints(method.function)
-    wrong = [said for name, value in given.items() if (said := _wrong(name, value, hints[name])) is not None]
+    told = [misfit(name, value, kinds(hints[name])) for name, value in given.items()]
+    wrong = [said for said in told if said is not None]
     if wrong:
         raise InputError(f"options of {method.name} take other values", wrong)
     chosen = any(isinstance(value, str) and value == "best" for value in given.values())
@@ -39,33 +39,6 @@ def needs_of(asked: Asked) -> tuple[str, ...]:
 
 #: What of `needs_of` is measured on the models or taken from them.
 OF_MODELS = frozenset({"goals", "models", "parents", "terms"})
-
-# Plain kinds of options, and what is said of a value that is of another.
-_KINDS = {bool: "neither true nor false", float: "not a number", int: "not a whole number"}
-
-
-def _wrong(name: str, value: object, hint: object) -> str | None:
-    """Why an option of a plain kind cannot have a value; of other kinds the repair says it."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    plain = [kind for kind in kinds if kind in _KINDS]
-    if not all(kind in plain or kind is type(None) or get_origin(kind) is Literal for kind in kinds):
-        return None
-    if value is None and type(None) in kinds:
-        return None
-    if (isinstance(value, str) and value in words) or any(_is(value, kind) for kind in plain):
-        return None
-    if not words:
-        return f"{name} is {value!r}, {_KINDS[plain[0]]}"
-    return f"{name} is {value!r}: it is one of {', '.join(map(str, words))}" + (
-        ", or a number" if plain else ""
-    )
-
-
-def _is(value: object, kind: object) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, int) or (isinstance(value, float) and kind is float)
 
 
 def _given(asked: Asked) -> dict[str, Any]:

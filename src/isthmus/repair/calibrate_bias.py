@@ -22,6 +22,7 @@ from isthmus.repair.writers import biases, kept_apart
     "calibrate-bias",
     needs=("terms",),
     claims=("idempotent", "seeded"),
+    costs="a read of the parents' biases",
     source="Qu and Horváth 2025 (arXiv:2402.05966)",
 )
 def calibrate_bias(

@@ -27,6 +27,7 @@ aten = torch.ops.aten
     "least-squares",
     needs=("data", "models"),
     claims=("unmerged-is-identity", "batching-free", "seeded"),
+    costs="a run of all models beside the merged network, and per layer a system of channels x kernel unknowns",
     source="isthmus; layers fitted to a teacher's as in FitNets (arXiv:1412.6550) and RegMean (arXiv:2212.09849)",
 )
 def least_squares(

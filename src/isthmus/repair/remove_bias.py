@@ -21,7 +21,10 @@ Count = int | Literal["all", "best"]
 
 
 @REPAIRS.register(
-    "remove-bias", claims=("idempotent", "seeded"), source="Qu and Horváth 2025 (arXiv:2402.05966)"
+    "remove-bias",
+    claims=("idempotent", "seeded"),
+    costs="nothing; with last='best' a score per choice",
+    source="Qu and Horváth 2025 (arXiv:2402.05966)",
 )
 def remove_bias(
     program: Program,

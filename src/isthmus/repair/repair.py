@@ -20,6 +20,7 @@ from isthmus.repair.table import REPAIRS
     "repair",
     needs=("data", "goals"),
     claims=("unmerged-is-identity", "fused-equals-unfused", "idempotent", "seeded"),
+    costs="a pass over the data through each parent, and, unless in closed form, one through the merged network",
     source="Jordan et al. 2023 (arXiv:2211.08403)",
 )
 def repair(

@@ -20,6 +20,7 @@ from isthmus.repair.table import REPAIRS
     "rescale",
     needs=("data", "goals"),
     claims=("unmerged-is-identity", "fused-equals-unfused", "idempotent", "seeded"),
+    costs="a pass over the data through each parent, and, unless in closed form, one through the merged network",
     source="Qu and Horváth 2025 (arXiv:2402.05966)",
 )
 def rescale(

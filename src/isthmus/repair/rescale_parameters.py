@@ -23,6 +23,7 @@ from isthmus.repair.writers import writer_of
     "rescale-parameters",
     needs=("parents",),
     claims=("unmerged-is-identity", "idempotent", "seeded"),
+    costs="a read of the parents' weights",
     source="Qu and Horváth 2025 (arXiv:2402.05966)",
 )
 def rescale_parameters(

@@ -20,7 +20,11 @@ from isthmus.repair.writers import kept_apart
 
 
 @REPAIRS.register(
-    "reset", needs=("data",), claims=("idempotent", "seeded"), source="Jordan et al. 2023 (arXiv:2211.08403)"
+    "reset",
+    needs=("data",),
+    claims=("idempotent", "seeded"),
+    costs="one pass over the data through the merged network",
+    source="Jordan et al. 2023 (arXiv:2211.08403)",
 )
 def reset(
     program: Program,

@@ -19,6 +19,7 @@ from isthmus.repair.table import REPAIRS
     "reshift",
     needs=("data", "goals"),
     claims=("unmerged-is-identity", "fused-equals-unfused", "idempotent", "seeded"),
+    costs="a pass over the data through each parent, and, unless in closed form, one through the merged network",
     source="code of Qu and Horváth 2025 (arXiv:2402.05966)",
 )
 def reshift(

@@ -29,6 +29,7 @@ _SHOWN = 20
     "adamerging",
     needs=("base", "model"),
     claims=("seeded",),
+    costs="`iterations` gradient steps, each on a batch of every task; no evaluation",
     source="Yang et al. 2024 (arXiv:2310.02575), Eq. 5 and 6, and AdaMerging++",
 )
 def adamerging(

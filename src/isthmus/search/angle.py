@@ -104,8 +104,8 @@ def angles(
         start, *ends = (state[key].reshape(-1) for state in (members.base, *members.states))
         for at in range(0, start.numel(), BLOCK):  # so that files larger than memory can be compared
             origin = start[at : at + BLOCK].double()
-            moved = torch.stack([end[at : at + BLOCK].double() - origin for end in ends])
-            inner += moved @ moved.T
+            moved = torch.stack([end[at : at + BLOCK].to(origin) - origin for end in ends])
+            inner += (moved @ moved.T).cpu()
     lengths = inner.diagonal().sqrt()
     cosines = (inner / lengths.outer(lengths)).clamp(-1, 1)
     cosines.fill_diagonal_(1.0)

@@ -27,7 +27,11 @@ _ALONE = (
 
 
 @SEARCHES.register(
-    "uniform", needs=("score",), claims=("copies-give-the-model", "order-free"), source=_SOURCE
+    "uniform",
+    needs=("score",),
+    claims=("copies-give-the-model", "order-free"),
+    costs="N + 1 evaluations of N models",
+    source=_SOURCE,
 )
 def uniform(search: Search) -> Searched:
     """The mean of all models; each model is scored beside it."""
@@ -42,7 +46,13 @@ def uniform(search: Search) -> Searched:
     return search.found("uniform", search.finished(mean.weights()), score, mean.shares(), {})
 
 
-@SEARCHES.register("greedy", needs=("score",), claims=("copies-give-the-model",), source=_SOURCE)
+@SEARCHES.register(
+    "greedy",
+    needs=("score",),
+    claims=("copies-give-the-model",),
+    costs="2N - 1 evaluations of N models",
+    source=_SOURCE,
+)
 def greedy(search: Search, *, accept: Accept = "gt") -> Searched:
     """Models from best to worst; each stays in the mean if the score does not fall.
 
@@ -58,7 +68,13 @@ def greedy(search: Search, *, accept: Accept = "gt") -> Searched:
     return _from_the_best(search, "greedy", accept, "never", 1, {"accept": accept})
 
 
-@SEARCHES.register("iterated", needs=("score",), claims=("copies-give-the-model",), source=_SOURCE)
+@SEARCHES.register(
+    "iterated",
+    needs=("score",),
+    claims=("copies-give-the-model",),
+    costs="greedy's evaluations, and at most one pass more per accepted model",
+    source=_SOURCE,
+)
 def iterated(search: Search, *, accept: Accept = "gt", max_passes: int | None = None) -> Searched:
     """Greedy, and what was rejected is tried again until a pass accepts nothing.
 
@@ -76,7 +92,13 @@ def iterated(search: Search, *, accept: Accept = "gt", max_passes: int | None = 
     return _from_the_best(search, "iterated", accept, "rejected", max_passes, settings)
 
 
-@SEARCHES.register("with-replacement", needs=("score",), claims=("copies-give-the-model",), source=_SOURCE)
+@SEARCHES.register(
+    "with-replacement",
+    needs=("score",),
+    claims=("copies-give-the-model",),
+    costs="greedy's evaluations, and one pass more per accepted model",
+    source=_SOURCE,
+)
 def with_replacement(search: Search, *, accept: Accept = "gt", max_passes: int | None = None) -> Searched:
     """Iterated greedy in which a model may go in several times: its part becomes larger.
 
@@ -94,7 +116,13 @@ def with_replacement(search: Search, *, accept: Accept = "gt", max_passes: int |
     return _from_the_best(search, "with-replacement", accept, "all", max_passes, settings)
 
 
-@SEARCHES.register("random", needs=("score",), claims=("copies-give-the-model", "seeded"), source=_SOURCE)
+@SEARCHES.register(
+    "random",
+    needs=("score",),
+    claims=("copies-give-the-model", "seeded"),
+    costs="N evaluations of N models per order",
+    source=_SOURCE,
+)
 def random(
     search: Search, *, accept: Accept = "gt", orders: int = 3, start: Literal["first", "best"] = "first"
 ) -> Searched:

@@ -28,6 +28,7 @@ Point = Mapping[str, object]
     "grid",
     needs=("score",),
     claims=("copies-give-the-model",),
+    costs="an evaluation per point of the grid",
     source="the usual choice of coefficients on validation data; Matena & Raffel 2022 (arXiv:2111.09832), section 3",
 )
 def grid(
@@ -79,6 +80,7 @@ def grid(
     "optuna",
     needs=("score",),
     claims=("copies-give-the-model", "seeded"),
+    costs="an evaluation per trial",
     source="Akiba et al. 2019 (arXiv:1907.10902); the sampler is its TPE",
 )
 def optuna(

@@ -27,6 +27,7 @@ Loss = Callable[[Tensor, Tensor], Any]
     "learned",
     needs=("score", "model", "data"),
     claims=("copies-give-the-model", "seeded"),
+    costs="`epochs` passes over the data with gradients, and an evaluation after each",
     source="Wortsman et al. 2022 (arXiv:2203.05482), appendix I; Eq. 16 of Stoica's survey, with t_i >= 0",
 )
 def learned(

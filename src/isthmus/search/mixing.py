@@ -111,7 +111,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, read: Callable[[], Iterator[Tensor]]) -> Tensor:
-        ctx.read, ctx.dtype = read, coefficients.dtype
+        ctx.read, ctx.like = read, (coefficients.device, coefficients.dtype)
         total: Tensor | None = None
         for value, tensor in zip(coefficients.tolist(), read(), strict=True):
             total = tensor * value if total is None else total.add_(tensor, alpha=value)
@@ -124,7 +124,7 @@ class _Sum(torch.autograd.Function):
         wide = torch.promote_types(gradient.dtype, torch.float64)
         flat = gradient.to(wide).reshape(-1)
         inner = [torch.vdot(flat, tensor.to(wide).reshape(-1)).real for tensor in ctx.read()]
-        return torch.stack(inner).to(ctx.dtype), None
+        return torch.stack(inner).to(*ctx.like), None  # coefficients need not lie where the weights do
 
 
 def _row(key: str, by: By) -> str:

@@ -15,7 +15,7 @@ from isthmus.errors import InputError
 from isthmus.measure import reusable
 from isthmus.measure import score as score_by
 from isthmus.program import Program
-from isthmus.registry import Method
+from isthmus.registry import Method, numbers
 from isthmus.search.members import Source, gather
 from isthmus.search.result import Searched
 from isthmus.search.scores import OnError, Scores, Scoring
@@ -140,7 +140,7 @@ def checked(
     for given in (data, calibration):
         if given is not None:
             reusable(given)
-    return options
+    return numbers(chosen.function, options)
 
 
 _MISSING = {

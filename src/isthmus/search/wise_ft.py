@@ -12,6 +12,7 @@ from isthmus.search.table import SEARCHES, Search
     "wise-ft",
     needs=("score", "base"),
     claims=("copies-give-the-model",),
+    costs="`points` evaluations",
     source="Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv:2109.01903)",
 )
 def wise_ft(search: Search, *, points: int = 21) -> Searched:

@@ -1,6 +1,7 @@
 """The symmetry of a model, read off its program and verified."""
 
 from isthmus.symmetry.axes import Axis, Blocks, Concat, Interleaved, Leaf, leaves, spaces_of, to_json
+from isthmus.symmetry.counting import SHAPED, Count, counted
 from isthmus.symmetry.elements import Element, around_ones, check, misfits, off_ones
 from isthmus.symmetry.expose import exposed
 from isthmus.symmetry.gather import Orders, positions, reorder
@@ -15,9 +16,11 @@ from isthmus.symmetry.verify import Verification
 __all__ = [
     "DENSE",
     "INTERTWINERS",
+    "SHAPED",
     "Axis",
     "Blocks",
     "Concat",
+    "Count",
     "Element",
     "Fixed",
     "Gauge",
@@ -32,6 +35,7 @@ __all__ = [
     "Verification",
     "around_ones",
     "check",
+    "counted",
     "culprit",
     "exposed",
     "leaves",

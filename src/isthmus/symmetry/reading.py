@@ -122,11 +122,19 @@ class Reading:
                     here.add(atom)
 
     def reads(self, node: object, axis: int) -> None:
-        """Note that a weight's axis is contracted with its input."""
-        if isinstance(node, fx.Node):
-            if node.target in (torch.ops.aten.t.default, torch.ops.aten.transpose.int):
-                self.reads(node.args[0], 1 - axis)
-            self.roles[(node.name, axis)] = "reads"
+        """Note that a weight's axis is contracted with its input; of what is computed of weights, theirs are."""
+        if not isinstance(node, fx.Node):
+            return
+        self.roles[(node.name, axis)] = "reads"
+        if node.op != "placeholder" and node.name not in self.program.dynamic:
+            term = algebra.canon(self.axes(node)[axis])
+            for argument in node.all_input_nodes:
+                if not isinstance(argument.meta.get("val"), Tensor) or size(term) == 1:
+                    continue
+                axes = [algebra.canon(own) for own in self.axes(argument)]
+                alike = [dim for dim, own in enumerate(axes) if algebra.same(own, term)]
+                for dim in [axis] if axis in alike and len(alike) > 1 else alike:
+                    self.reads(argument, dim)
 
     def mark(self, axes: Iterable[Term], name: str) -> None:
         """Note that an elementwise operation acts on these dimensions."""

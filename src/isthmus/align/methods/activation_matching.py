@@ -44,6 +44,7 @@ Similarity = Literal["correlation", "moment"]
     "activation-matching",
     needs=("data",),
     claims=("function-kept", "planted-found", "planted-exact", "batching-free"),
+    costs="one pass over the data, an assignment per space",
     source="Ainsworth et al., Git Re-Basin, arXiv:2209.04836, section 3.1; Li et al., arXiv:1511.07543",
 )
 def activation_matching(

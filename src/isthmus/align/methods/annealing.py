@@ -38,6 +38,7 @@ PROBES = 100
     "annealing",
     needs=("data", "targets"),
     claims=("function-kept", "planted-found", "planted-exact", "seeded"),
+    costs="a run of the network behind the swap on up to `limit` examples, twice per move",
     source="Entezari et al., The role of permutation invariance in linear mode connectivity, arXiv:2110.06296",
 )
 def annealing(

@@ -20,6 +20,7 @@ from isthmus.symmetry import SymmetryGraph
     "c2m3",
     needs=(),
     claims=("function-kept", "planted-found", "planted-exact", "inverts", "seeded"),
+    costs="tens of gradient steps and assignments per space, with a dense matrix for each model",
     source="Crisostomi et al., Cycle-Consistent Multi-Model Merging, arXiv:2405.17897, section 3",
 )
 def c2m3(

@@ -30,6 +30,7 @@ GUESS = 1e-6
     "cca",
     needs=("data",),
     claims=("planted-exact", "batching-free", "seeded"),
+    costs="one pass over the data, eigenvectors of a d x d matrix per space of d units",
     source="Horoi et al., Harmony in Diversity: Merging Neural Networks with CCA, arXiv:2407.05385",
 )
 def cca(

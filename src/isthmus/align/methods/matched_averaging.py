@@ -13,13 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
-from isthmus.align.mixed.joint import check_rest, mixable, orders_of_the_rest
+from isthmus.align.mixed.joint import check_counted, check_rest, listed, mixable, orders_of_the_rest
 from isthmus.align.mixed.rows import in_order, rows
 from isthmus.errors import InputError
 from isthmus.maps import Membership, Transport
 from isthmus.maps.elementwise import absorb
 from isthmus.progress import task
-from isthmus.symmetry import SymmetryGraph
+from isthmus.symmetry import SymmetryGraph, counted
 
 Averaging = Literal["count", "map", "paper"]
 
@@ -30,6 +30,7 @@ MOST = 10
 @ALIGNMENTS.register(
     "matched-averaging",
     claims=("planted-exact", "seeded"),
+    costs="an assignment per model, space and sweep; what grew costs more to run",
     source="Wang et al., Federated Learning with Matched Averaging, arXiv:2002.06440; Yurochkin et al. 2019",
 )
 def matched_averaging(
@@ -53,6 +54,10 @@ def matched_averaging(
     or become new ones, whichever is likelier (`match`). The next space's weights are then compared with what they read
     in global order, zero where a model lacks a unit.
 
+    A network grows where its units are computed one by one and read by weights. Along what it sums, averages or
+    normalises over (the stream of a layer norm, a softmax over units) a unit more would change every model's function:
+    such spaces keep their width, their units are matched one to one, and a note names the operation.
+
     Args:
         graph: the symmetries.
         models: state dicts ("clients"), of any number of models.
@@ -70,6 +75,7 @@ def matched_averaging(
 
     Raises:
         InputError: a bad option.
+        MismatchError: models differ in width where a network cannot grow.
 
     Source: sections 2 and 3; their cost is a log-likelihood and maximised. We differ in that residual streams share one
         assignment, norms and biases go along, and the prior has mean zero for biases too (0.1 in their code, on the
@@ -93,7 +99,13 @@ def matched_averaging(
     graphs = list(graphs or [graph] * len(models))
     spaces = mixable(graph)
     check_rest(graphs, spaces)
+    check_counted(graphs, spaces, ("mean", "sum", "told"))
     maps, notes = orders_of_the_rest(graphs, models, spaces, data, reference, seed=seed)
+    counts = {name: found for name, found in counted(graph).items() if name in spaces}
+    notes += [
+        f"{name}: stays at {graph.spaces[name].size} units, which {listed(found)} counts"
+        for name, found in counts.items()
+    ]
     weights = [absorb(g, m, list(g.spaces))[0] for g, m in zip(graphs, models, strict=True)]
     process = Process(gamma, variance, prior_variance, cap)
     generator = torch.Generator().manual_seed(seed)
@@ -103,7 +115,7 @@ def matched_averaging(
     with task("matching", total=len(ordered), unit="spaces") as advance:
         for name in ordered:
             clients = [rows(g, w, name, m, done).cpu() for g, w, m in zip(graphs, weights, maps, strict=True)]
-            groups, settled = process.match(clients, sweeps, generator)
+            groups, settled = process.match(clients, sweeps, generator, grows=name not in counts)
             late += not settled
             found = _memberships(groups, reference, average, process)
             for index, item in enumerate(found):
@@ -148,7 +160,11 @@ class Process:
     cap: int = 700
 
     def match(
-        self, clients: Sequence[Float[Tensor, "_ features"]], sweeps: int, generator: torch.Generator
+        self,
+        clients: Sequence[Float[Tensor, "_ features"]],
+        sweeps: int,
+        generator: torch.Generator,
+        grows: bool = True,
     ) -> tuple[list[Int[Tensor, " _"]], bool]:
         """The global unit of every unit of every client; no two units of a client share one.
 
@@ -159,6 +175,7 @@ class Process:
             clients: a row of numbers per unit, in common coordinates.
             sweeps: passes of refinement.
             generator: of their orders.
+            grows: whether units may become new ones; clients of one width are matched one to one if not.
 
         Returns:
             The groups, and whether the last sweep changed none.
@@ -167,7 +184,7 @@ class Process:
         groups: list[Tensor] = [torch.zeros(0, dtype=torch.long) for _ in clients]
         groups[widest[0]] = torch.arange(len(clients[widest[0]]))
         for j in widest[1:]:
-            groups[j] = self._assign(j, clients, groups)
+            groups[j] = self._assign(j, clients, groups, grows)
         settled = len(clients) < 2
         for _ in range(sweeps):
             before = [group.clone() for group in groups]
@@ -175,14 +192,14 @@ class Process:
                 groups[j] = torch.zeros(0, dtype=torch.long)
                 _, compact = torch.cat(groups).unique(return_inverse=True)
                 groups = list(compact.split([len(group) for group in groups]))
-                groups[j] = self._assign(j, clients, groups)
+                groups[j] = self._assign(j, clients, groups, grows)
             settled = all(_same(a, b) for a, b in zip(before, groups, strict=True))
             if settled:
                 break
         _, compact = torch.cat(groups).unique(return_inverse=True)
         return list(compact.split([len(group) for group in groups])), settled
 
-    def _assign(self, j: int, clients: Sequence[Tensor], groups: Sequence[Tensor]) -> Tensor:
+    def _assign(self, j: int, clients: Sequence[Tensor], groups: Sequence[Tensor], grows: bool) -> Tensor:
         """The likeliest global unit, old or new, of each unit of a client that is not matched yet."""
         own, s, s0 = clients[j].double(), self.variance, self.prior_variance
         others = [i for i in range(len(clients)) if i != j and len(groups[i])]
@@ -197,7 +214,7 @@ class Process:
         popular = count.clamp(max=MOST)
         # The client itself is not counted, so fewer than all hold a unit; the guard is for a single client.
         old = old + (popular / (len(clients) - popular).clamp(min=1e-9)).clamp(min=1e-9).log()
-        room = max(min(len(own), max(self.cap - known, 1)), len(own) - known)
+        room = max(min(len(own), max(self.cap - known, 1)), len(own) - known) if grows else 0
         order = torch.arange(1, room + 1, dtype=torch.float64)
         new = ((own / s).square().sum(1) / (1 / s0 + 1 / s))[:, None] - 2 * order.log()
         new = new + 2 * math.log(self.gamma / len(clients))

@@ -38,6 +38,7 @@ Fit = Literal["norms", "least-squares", "sinkhorn"]
     "relu-scaling",
     needs=("data",),
     claims=("function-kept", "planted-found", "planted-exact", "inverts", "batching-free", "seeded"),
+    costs="one pass over the data, an assignment per space; with fit='sinkhorn' hundreds of gradient steps",
     source="Godfrey et al., On the symmetries of deep learning models, arXiv:2205.14258, sections 3 and 5",
 )
 def relu_scaling(

@@ -27,6 +27,7 @@ Objective = Literal["l2", "l1", "midpoint", "random-point"]
     "sinkhorn",
     needs=(),
     claims=("function-kept", "planted-found", "planted-exact", "seeded"),
+    costs="gradient steps with a dense matrix per space, and runs of the network where the objective is a task's",
     source="Pena et al., Re-basin via implicit Sinkhorn differentiation, arXiv:2212.12042",
 )
 def sinkhorn(

@@ -21,6 +21,7 @@ from isthmus.symmetry import SymmetryGraph
     "straight-through",
     needs=("data", "targets"),
     claims=("function-kept", "planted-found", "planted-exact", "seeded"),
+    costs="a matching and a training step per batch and epoch, for each model",
     source="Ainsworth et al., Git Re-Basin, arXiv:2209.04836, section 3.3",
 )
 def straight_through(

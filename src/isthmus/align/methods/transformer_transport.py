@@ -35,6 +35,7 @@ Plan = Float[Tensor, "source target"]
     "transformer-transport",
     needs=("data",),
     claims=("batching-free", "seeded"),
+    costs="one or two passes over the data, a plan per space or head",
     source="Imfeld et al., Transformer Fusion with Optimal Transport, arXiv:2310.05719",
 )
 def transformer_transport(

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
 from isthmus.align.mixed.coupling import Coupling, Solver, couple, stopped
-from isthmus.align.mixed.joint import Joint, check_rest, dead_units, joint, mixable, orders_of_the_rest
+from isthmus.align.mixed.joint import (
+    Joint,
+    check_counted,
+    check_rest,
+    dead_units,
+    joint,
+    mixable,
+    orders_of_the_rest,
+)
 from isthmus.align.mixed.rows import in_order, rows
 from isthmus.align.observe import Where
 from isthmus.errors import InputError, MismatchError
@@ -33,6 +41,7 @@ Mass = Literal["uniform", "l1", "l2"]
         "batching-free",
         "seeded",
     ),
+    costs="one pass over the data, or sweeps over the weights; a linear program per space",
     source="Singh and Jaggi, Model Fusion via Optimal Transport, arXiv:1910.05653",
 )
 def transport(
@@ -82,7 +91,8 @@ def transport(
 
     Raises:
         InputError: a bad option, no data for activations, or POT is needed and not installed.
-        MismatchError: heads or groups of different numbers, which no plan can carry.
+        MismatchError: heads or groups of different numbers, which no plan can carry; or different widths along what
+            the program sums over, where every unit counts.
 
     Source: sections 3 and 4. We differ in what the published code lacks: biases, norms, residual streams with one
         map, widths in both directions (B is not A transposed), and the output layer, which is not transported.
@@ -93,6 +103,7 @@ def transport(
     graphs = list(graphs or [graph] * len(models))
     spaces = mixable(graph)
     check_rest(graphs, spaces)
+    near = check_counted(graphs, spaces, ("sum",))
     maps, notes = orders_of_the_rest(
         graphs, models, spaces, data if by == "activations" else None, reference, limit
     )
@@ -118,7 +129,7 @@ def transport(
         run.by_weights(spaces, sweeps)
         settings["sweeps"] = sweeps
     transports = [Transport(own, m) for own, m in zip(graphs, run.alike(), strict=True)]
-    costs, told = tuple(run.costs.values()), (*notes, *run.notes)
+    costs, told = tuple(run.costs.values()), (*notes, *near, *run.notes)
     status = stopped(run.couplings)
     return Alignment("transport", graph, tuple(transports), reference, costs, settings, told, status)
 

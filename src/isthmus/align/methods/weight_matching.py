@@ -28,6 +28,7 @@ _LOUD = 0.25
     "weight-matching",
     needs=(),
     claims=("function-kept", "planted-found", "planted-exact", "seeded"),
+    costs="an assignment per space and sweep, for each restart; seconds",
     source="Ainsworth et al., Git Re-Basin, arXiv:2209.04836, section 3.2",
 )
 def weight_matching(

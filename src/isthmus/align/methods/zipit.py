@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
-from isthmus.align.mixed.joint import Joint, check_rest, dead_units, joint, mixable, orders_of_the_rest
+from isthmus.align.mixed.joint import (
+    Joint,
+    check_counted,
+    check_rest,
+    dead_units,
+    joint,
+    mixable,
+    orders_of_the_rest,
+)
 from isthmus.align.mixed.zipping import memberships, zipped
 from isthmus.align.observe import Where
 from isthmus.errors import InputError
@@ -24,6 +32,7 @@ Pairing = Literal["greedy", "optimal"]
     "zipit",
     needs=("data",),
     claims=("planted-exact", "batching-free", "seeded"),
+    costs="one pass over the data, and d^2 per merge of two groups of a space of d units",
     source="Stoica et al., ZipIt! Merging Models from Different Tasks without Training, arXiv:2305.03053",
 )
 def zipit(
@@ -66,6 +75,7 @@ def zipit(
 
     Raises:
         InputError: a bad option, or "optimal" for other than two models of equal widths.
+        MismatchError: different widths along what the program sums over, where every unit counts.
 
     Source: we differ from the published code in five ways. A model's weight stands in the rows of A, so that groups of
         one model's units keep their mass at any weights. The budget is what it says (theirs allows one merge too
@@ -79,6 +89,7 @@ def zipit(
     graphs = list(graphs or [graph] * len(models))
     spaces = mixable(graph)
     check_rest(graphs, spaces)
+    near = check_counted(graphs, spaces, ("sum",))
     found, seen = joint(graphs, models, data, spaces, at=at, stream=stream, limit=limit)
     maps, notes = orders_of_the_rest(graphs, models, spaces, data, reference, limit)
     costs: list[Cost] = []
@@ -95,7 +106,7 @@ def zipit(
                 if index != reference:
                     costs.append(_cost(index, name, statistics, groups, reference))
             advance(1)
-    notes += dead_units(found, "correlate with none")
+    notes += near + dead_units(found, "correlate with none")
     unseen = [name for name in spaces if name not in found]
     if unseen:
         notes.append(f"no value shows {', '.join(unseen)}: left in place")

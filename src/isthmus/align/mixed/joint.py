@@ -8,7 +8,7 @@ finds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,9 @@ from isthmus.align.observe import Where, observations
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Map, Permutation, positions_in
 from isthmus.program import Program
-from isthmus.symmetry import Blocks, SymmetryGraph, spaces_of
+from isthmus.symmetry import Blocks, Count, SymmetryGraph, counted, spaces_of
 from isthmus.symmetry.axes import parts_of
+from isthmus.symmetry.counting import Kind
 
 
 def mixable(graph: SymmetryGraph) -> tuple[str, ...]:
@@ -219,6 +220,47 @@ def check_rest(graphs: Sequence[SymmetryGraph], mixed: Iterable[str]) -> None:
         )
 
 
+def check_counted(
+    graphs: Sequence[SymmetryGraph], mixed: Iterable[str], refused: Collection[Kind]
+) -> list[str]:
+    """Look at models of different widths where operations depend on how many units there are (`counted`).
+
+    Args:
+        graphs: one per model.
+        mixed: the spaces that are mixed.
+        refused: the kinds of operations that cannot be given other widths.
+
+    Returns:
+        A note for each space whose operations only come close.
+
+    Raises:
+        MismatchError: widths differ along spaces of refused operations; all are listed.
+    """
+    wide = [name for name in mixed if len({graph.spaces[name].size for graph in graphs}) > 1]
+    if not wide:
+        return []
+    counts = counted(graphs[0])
+    problems: list[str] = []
+    notes: list[str] = []
+    for name in wide:
+        sizes = ", ".join(str(graph.spaces[name].size) for graph in graphs)
+        if against := [c for c in counts.get(name, ()) if c.kind in refused]:
+            problems.append(f"{name}: {sizes} units, {listed(against)}")
+        elif near := [c for c in counts.get(name, ()) if c.kind == "mean"]:
+            notes.append(f"{name}: {sizes} units in the models, which is not the same to {listed(near)}")
+    if problems:
+        raise MismatchError(
+            "operations depend on how many units there are: there must be as many in every model", problems
+        )
+    return notes
+
+
+def listed(counts: Iterable[Count]) -> str:
+    """The operations that count a space's units, each once; a long list is cut."""
+    places = list(dict.fromkeys(count.place for count in counts))
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
 def orders_of_the_rest(
     graphs: Sequence[SymmetryGraph],
     models: Sequence[Mapping[str, Tensor]],
@@ -237,9 +279,9 @@ def orders_of_the_rest(
     none: list[dict[str, Map]] = [{} for _ in models]
     if not rest:
         return none, []
-    listed = ", ".join(rest)
+    named = ", ".join(rest)
     if any(graph is not graphs[0] for graph in graphs):
-        return none, [f"left in place, since the models' widths differ: {listed}"]
+        return none, [f"left in place, since the models' widths differ: {named}"]
     if data is None:
         # Weights can be compared only where the rest is in order, so all is matched, and the rest is taken of it.
         found = weight_matching(graphs[0], models, reference=reference, seed=seed)
@@ -250,4 +292,4 @@ def orders_of_the_rest(
         {name: Permutation(order) for name, order in t.orders.items() if name in rest}
         for t in found.transports
     ]
-    return moved, [f"can only be reordered, by {found.method}: {listed}", *found.notes]
+    return moved, [f"can only be reordered, by {found.method}: {named}", *found.notes]

@@ -35,9 +35,11 @@ def matmul(trace: Reading, node: fx.Node) -> Axes:
     trace.unify(left[-1], right[inner])
     trace.mix(left, [-1])
     trace.mix(right, [inner])
-    trace.reads(y, inner)
-    if len(left) == 2 and trace.program.linear_weight(node) is not None:
-        trace.reads(x, 1)
+    factors = node.name not in trace.program.dynamic
+    if not factors:  # of two factors of a weight, the second writes what the first reads
+        trace.reads(y, inner)
+    if factors or (len(left) == 2 and trace.program.linear_weight(node) is not None):
+        trace.reads(x, len(left) - 1)
     return [*batch, *left[:-1][-1:], *(right[-1:] if len(right) > 1 else [])]
 
 
