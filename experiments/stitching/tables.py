@@ -118,7 +118,13 @@ def _stopping(folder: Path, family: str, found: Sequence[dict[str, Any]]) -> Ite
         "",
         page.chart(path, f"{family}: barriers of partial merges", "layer i", "points", lines),
         "",
-        *page.table(["", family], [[name, page.spread(row, 1.0, 1)] for name, row in numbers.items()]),
+        *page.table(
+            ["", family],
+            [
+                [name, page.spread(row, 1.0, 2 if "correlation" in name else 1)]
+                for name, row in numbers.items()
+            ],
+        ),
     ]
 
 
