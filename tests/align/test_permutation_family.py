@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_nets import Net, Weights, build
@@ -315,6 +316,13 @@ def test_the_universe_brings_strangers_closer_than_a_reference():
     assert not chosen.transports[0].maps
 
 
+def test_a_universe_that_moves_nothing_says_so():
+    net = build("mlp")
+    found = net.align([net.drawn(1), net.drawn(1)], "relu-scaling", reference="universe")
+    assert not any(transport.maps for transport in found.transports)
+    assert "none was moved" in str(found)
+
+
 def test_matching_begins_at_an_alignment_made_before(tmp_path: Path):
     net = build("resnet")
     models = [net.drawn(seed, positive=True) for seed in range(3)]
@@ -374,6 +382,10 @@ def test_data_is_needed_where_the_objective_is_a_task():
         ("straight-through", {"loss": lambda output, _: output}, "not one number"),
         ("sinkhorn", {"temperature": 0.0}, "must be positive"),
         ("annealing", {"steps": 0}, "must be at least 1"),
+        ("annealing", {"limit": -1}, "limit=-1 leaves no example"),
+        ("weight-matching", {"restarts": "two"}, "restarts is 'two', not a whole number"),
+        ("straight-through", {"learning_rate": float("nan")}, "learning_rate is nan, which is not finite"),
+        ("sinkhorn", {"steps": 2.5, "noise": "some"}, "noise is 'some', not a number"),
         ("relu-scaling", {"steps": 0}, "must be positive"),
         ("weight-matching", {"reference": "last"}, "hint: an index, or 'first', 'best'"),
         ("weight-matching", {"reference": "best"}, "hint: pass score="),
@@ -384,6 +396,14 @@ def test_wrong_options_have_hints(by: str, options: dict[str, Any], words: str):
     with pytest.raises(InputError) as raised:
         net.align([net.drawn(0, positive=True), net.drawn(1, positive=True)], by, **options)
     assert words in str(raised.value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    net = build("mlp")
+    models = [net.drawn(0), net.drawn(1)]
+    given = net.align(models, "sinkhorn", steps=np.int64(3), noise=np.float32(0.5)).settings
+    assert given["steps"] == 3 and given["noise"] == 0.5
+    assert type(given["steps"]) is int
 
 
 def test_annealing_keeps_its_start_where_that_is_better_on_held_out_examples():

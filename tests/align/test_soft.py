@@ -16,7 +16,7 @@ from isthmus.align.mixed.coupling import couple
 from isthmus.align.mixed.joint import joint, mixable
 from isthmus.align.mixed.zipping import zipped
 from isthmus.errors import DataError, InputError, MismatchError
-from isthmus.maps import Dense, Membership, Permutation
+from isthmus.maps import Dense, Membership, Permutation, Transport
 from isthmus.zoo import MLP, VGG
 
 NETS = ("mlp", "vgg", "vgg-bn", "resnet", "densenet", "depthwise", "vit")
@@ -501,6 +501,47 @@ def test_a_network_of_twice_the_units_becomes_the_narrow_one_and_back(way: dict[
     torch.testing.assert_close(narrow(data), wide(data))
     merged = isthmus.merge([narrow, wide], align=way, data=[data], reference=reference, weights=(0.3, 0.7))
     assert merged.weights["layers.0.weight"].shape == ([narrow, wide][reference].layers[0].weight.shape)
+    torch.testing.assert_close(output(merged, data), narrow(data))
+
+
+class Heads(nn.Module):
+    """Attention on a residual stream, and hidden units of any number behind it."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.stem, self.qkv, self.out = nn.Linear(5, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.up, self.down, self.norm = nn.Linear(8, hidden), nn.Linear(hidden, 8), nn.GroupNorm(2, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head(self.norm(x.transpose(1, 2)).mean(2))
+
+
+@pytest.mark.parametrize("way", ["transport", "zipit", "matched-averaging"])
+@pytest.mark.parametrize("reference", [0, 1])
+def test_heads_and_groups_are_matched_beside_other_widths(way: str, reference: int):
+    torch.manual_seed(0)
+    narrow, wide = (Heads(hidden).double().eval() for hidden in (6, 12))
+    state = {key: value.clone() for key, value in narrow.state_dict().items()}
+    state |= {key: state[key].repeat(2, *[1] * (state[key].ndim - 1)) for key in ("up.weight", "up.bias")}
+    state["down.weight"] = state["down.weight"].repeat(1, 2) / 2
+    data = torch.randn(60, 7, 5).double()
+    graph = isthmus.trace(wide, data[:2])
+    drawn = torch.Generator().manual_seed(1)
+    maps = {
+        name: Permutation(
+            torch.rand(*[graph.spaces[n].size for n in s.within], s.size, generator=drawn).argsort(-1)
+        )
+        for name, s in graph.spaces.items()
+    }
+    wide.load_state_dict(Transport(graph, maps).apply(state))
+    torch.testing.assert_close(narrow(data), wide(data))
+    models = [narrow, wide]
+    merged = isthmus.merge(models, align=way, data=[data], reference=reference, weights=(0.3, 0.7))
     torch.testing.assert_close(output(merged, data), narrow(data))
 
 

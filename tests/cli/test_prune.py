@@ -15,7 +15,9 @@ from isthmus.report import Results
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("prune")
-    save_file(zoo.init(zoo.demo_vgg(base=4), 1).state_dict(), made / "a.safetensors")
+    loader = zoo.open_data("digits").split(seed=0).loader("train", batch_size=32, shuffle=True)
+    model = zoo.train(zoo.init(zoo.demo_vgg(base=4), 1), loader, epochs=8, lr=0.03, clip=1.0, threads=1).model
+    save_file(model.state_dict(), made / "a.safetensors")
     return made
 
 
@@ -33,6 +35,7 @@ def test_files_are_what_python_makes_and_a_mask_is_put_on_again(folder: Path):
     assert said["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert said["settings"]["scope"] == "layer" and said["left"]["classifier.weight"] == "left out (skip)"
     assert set(said["test accuracy"]) == {"as it was", "pruned", "repaired"}
+    assert [words.split()[0] for words in said["settings"]["repairs tried"]] == ["unrepaired", "rescale"]
     loader = zoo.open_data("digits").split(seed=0).loader("train", batch_size=250, limit=64)
     made = prune(
         zoo.demo_vgg(base=4),
@@ -61,6 +64,19 @@ def test_files_are_what_python_makes_and_a_mask_is_put_on_again(folder: Path):
     assert "pruned by a mask" in (folder / "page" / "report.html").read_text()
     again = load_file(folder / "again.safetensors")
     assert all(torch.equal(again[key], value) for key, value in written.items())
+
+
+def test_a_repair_that_does_not_help_is_not_written(folder: Path):
+    shown = run(
+        "prune", "a.safetensors", *ARCH, *SOME, "--sparsity", "0", "--repair", "remove-bias", "--repair", "reshift",
+        "--out", "whole.safetensors", "--report", "whole", cwd=folder,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "accuracy on validation: unrepaired 0." in shown.stdout
+    assert "none is better, so that nothing was repaired" in shown.stdout
+    written, given = (load_file(folder / name) for name in ("whole.safetensors", "a.safetensors"))
+    assert all(torch.equal(written[key], value) for key, value in given.items())
+    assert "repairs tried" in (folder / "whole" / "report.html").read_text()
 
 
 def test_everything_that_is_wrong_is_said_at_once(folder: Path):

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,27 @@ def test_recipes_are_options_and_flags():
     assert recipe.options == {"align": "weight-matching", "preserve_first": 3}
     assert recipe.flags == ["--align", "weight-matching", "--preserve-first", "3"]
     assert str(recipe) == "weight-matching + first 3 layers apart" and str(Recipe()) == "as they are"
+    assert str(Recipe(preserve_first=1)) == "as they are + first layer apart"
+
+
+def test_a_model_that_no_merge_comes_near_is_named():
+    found = diagnosis()
+    ahead = replace(found, parents=(found.parents[0], found.best[2.0].score + 0.06))
+    said = f"No merge that was tried comes near to b alone, {100 * ahead.parents[1]:.2f}% right."
+    assert ahead.summary.endswith(said)
+    near = replace(found, parents=(found.parents[0], found.best[2.0].score + 0.04))
+    assert "alone" not in near.summary
+
+
+def test_copies_disagree_nowhere_and_layers_that_cost_nothing_are_not_listed():
+    found = diagnosis()
+    assert (
+        found.disagreeing and not replace(found, relation=replace(found.relation, rule="copies")).disagreeing
+    )
+    name = "partial accuracy barrier, one layer"
+    barrier = replace(found.findings[name], layers={"x": 0.0, "y": 1.5})
+    said = replace(found, findings={**found.findings, name: barrier}).disagreeing[-1]
+    assert said == "merged alone, most accuracy is lost by y (1.50 points)"
 
 
 def test_a_rule_is_not_said_where_a_more_basic_one_holds():

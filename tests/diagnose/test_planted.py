@@ -152,6 +152,14 @@ def test_stale_statistics_are_named():
     assert " b gains" in causes["stale-statistics"].found and "merged-statistics" not in causes
 
 
+def test_units_that_stale_statistics_shut_are_not_said_to_be_dead():
+    b = tuned("bn", 3)
+    far = {key: value + 50 for key, value in b.items() if key.endswith("running_mean")}
+    _, causes, found = seen("bn", tuned("bn", 2), b | far)
+    assert "stale-statistics" in causes and found["dead units"].value > 0.95
+    assert "dead-layer" not in causes
+
+
 def test_statistics_of_a_merge_are_named():
     relation, causes, found = strangers("bn")
     assert relation == "strangers" and "merged-statistics" in causes and "stale-statistics" not in causes
@@ -185,6 +193,7 @@ def test_classes_under_other_numbers_are_named():
     _, causes, found = seen("shallow", a, b)
     assert "class-order" in causes and "uneven-parents" not in causes
     assert "b: its 3 is 5, 5 is 3" in found["accuracy gained by renaming classes"].note
+    assert "(b: its 3 is 5, 5 is 3)" in causes["class-order"].found
 
 
 def test_a_parent_that_is_behind_is_named():
@@ -213,7 +222,7 @@ def test_every_rule_names_findings_that_there_are():
     known = set(plain) | set(normed) | added
     for rule in (*RELATIONS, *CAUSES):
         assert {bound.finding for bound in rule.when} <= known, rule.name
-        values = {**dict.fromkeys(known, 1.0), "where": "somewhere"}
+        values = {**dict.fromkeys(known, 1.0), "where": "somewhere", "note": "something"}
         for text in (rule.found, rule.means, rule.advice):
             assert text.format_map(values)
         assert rule.also.format_map(values) or not rule.also

@@ -24,7 +24,8 @@ WORDS = [
         "tokenizer tokenizer_source tokens source union base kind zero model_token token_id force "
         "pad_to_multiple_of chat_template chatml isthmus blocks match layers limits memory threads shard_size "
         "skip preset peak cosine ramp from to seed convention paper align weight-matching reference residual "
-        "graph repair reset rescale evaluate accuracy loss report page.html data digits calibration "
+        "graph zipit c2m3 transport method alpha start "
+        "repair reset rescale evaluate accuracy loss report page.html data digits calibration "
         "validation isthmus.zoo:mlp hf:a torchvision:resnet18 << & * !! | > --- ... 1e999 .nan .inf true null "
         "[0,1] [0,2] {} [] ../a a+b a@b a/b -1 0.5"
     ).split(),
@@ -90,6 +91,16 @@ isthmus:
   data: digits
   evaluate: loss
   report: page.html
+""",
+    b"""
+models: [{model: a}, {model: b}]
+merge_method: linear
+parameters: {weight: 1}
+isthmus:
+  align: {method: zipit, alpha: 1e-1, limit: 5}
+  model: isthmus.zoo:mlp d_in=64 widths=[4]
+  data: digits
+  limits: {memory: 2GB}
 """,
 ]
 

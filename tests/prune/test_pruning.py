@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from isthmus import prune
 from isthmus.errors import DataError, InputError, MismatchError, WeightsError
+from isthmus.measure import evaluate
 from isthmus.program import Batch, export
 from isthmus.prune import load_mask, masked, prunable
 from isthmus.repair import REPAIRS
@@ -242,3 +243,38 @@ def test_half_precision_is_pruned_in_its_own_numbers():
     pruned = prune(model, sparsity=0.5, weights=half, example=x)
     assert all(value.dtype == torch.bfloat16 for value in pruned.weights.values())
     assert pruned.sparsity == 0.5
+
+
+def test_a_repair_is_kept_only_where_validation_data_says_that_it_helps():
+    model, x = NETS["mlp"]
+    held = [(x, model(x).argmax(1).detach())]
+    plain = prune(model, sparsity=0.6, data=[x])
+    harm = {"method": "least-squares", "ridge": 1e-9}
+
+    def score(outputs: Tensor, targets: Tensor) -> float:
+        """Near to what pruning left: every repair is worse."""
+        return -float((outputs - plain.module()(x)).square().sum())
+
+    kept = prune(model, sparsity=0.6, data=[x], repair=harm, validation=held, metric=score)
+    assert kept.repaired is None and list(kept.stages) == ["as it was", "pruned"]
+    assert all(torch.equal(kept.weights[key], value) for key, value in plain.weights.items())
+    assert kept.settings["repair"] is None and "none is better" in str(kept)
+    names = ["rescale", {"method": "repair", "mode": "sequential"}]
+    best = prune(model, sparsity=0.6, data=[x], repair=names, validation=held, metric="loss")
+    scores = {trial.name: trial.score for trial in best.trials}
+    assert list(scores) == ["unrepaired", "rescale", "repair (mode sequential)"]
+    alone = {name: plain.repair(how, [x]) for name, how in zip(list(scores)[1:], names, strict=True)}
+    for name, other in {"unrepaired": plain, **alone}.items():
+        assert scores[name] == pytest.approx(-evaluate(model, held, other.weights).loss, rel=1e-5)
+
+
+def test_of_all_repairs_the_best_is_taken_with_zeros_put_back():
+    model, x = NETS["mlp"]
+    held = [(x, model(x).argmax(1).detach())]
+    found = prune(model, sparsity=0.6, data=[x], repair="best", validation=held, metric="loss")
+    assert {trial.name for trial in found.trials} >= {"unrepaired", "reset", "remove-bias (last best)"}
+    reached = max(trial.score for trial in found.trials if trial.score is not None)
+    assert reached == pytest.approx(-evaluate(model, held, found.weights).loss, rel=1e-5)
+    assert all(not found.weights[key][~keep].any() for key, keep in found.mask.items())
+    with pytest.raises(InputError, match="chosen on validation data"):
+        prune(model, sparsity=0.6, data=[x], repair="best")

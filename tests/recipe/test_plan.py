@@ -55,7 +55,7 @@ def test_a_plan_on_one_screen(recipe: Make, monkeypatch: pytest.MonkeyPatch):
           model  b  24 tensors, 6.53 kB, apache-2.0
 
         output  24 tensors (24 merged), bfloat16, 3.26 kB
-        needs   about 2 s on 2 threads, 195 MB of memory, 3.26 kB of disk; reads 13.1 kB
+        needs   about 2 s on 2 threads, 183 MB of memory, 3.26 kB of disk; reads 13.1 kB
         note    layers: model.layers x 3
     """).strip()
     )
@@ -132,17 +132,36 @@ def test_what_does_not_fit_has_a_line(recipe: Make, text: str, expected: str):
 def test_shapes_that_differ_are_told_with_a_way_out(recipe: Make, tmp_path: Path):
     write(tmp_path / "wide", llama(vocabulary=18), config(vocabulary=18))
     text = "models:\n- model: a\n- model: ./wide\nmerge_method: linear\nparameters: {weight: 1}\n"
+    skip = 'isthmus: {skip: ["lm_head.weight", "model.embed_tokens.weight"]}'
     assert said(recipe, text) == dedent("""
         1 problem in recipe.yml
           recipe.yml:3  2 of 24 tensors cannot be merged: shapes differ
                         lm_head.weight    a float32 (16, 8)    ./wide float32 (18, 8)
                         model.embed_tokens.weight    a float32 (16, 8)    ./wide float32 (18, 8)
 
-        hint: the vocabularies differ by 2 rows; add `tokenizer: {source: union}`, or isthmus: {skip: ["HEAD"]}
-    """).strip().replace("HEAD", "lm_head.weight")
-    skipped = isthmus.plan(recipe(text + 'isthmus: {skip: ["lm_head.weight", "*embed_tokens*"]}\n'))
+        hint: the vocabularies differ by 2 rows; add `tokenizer: {source: union}`, or SKIP
+    """).strip().replace("SKIP", skip)
+    skipped = isthmus.plan(recipe(f"{text}{skip}\n"))
     assert row(skipped, "lm_head.weight").how == "copied"
     assert row(skipped, "lm_head.weight").parts[0].model == "a"
+
+
+def test_a_hint_names_all_layers_that_differ(recipe: Make, tmp_path: Path):
+    state = llama()
+    for layer in range(3):
+        state[f"model.layers.{layer}.mlp.up_proj.weight"] = state["lm_head.weight"].clone()
+    write(tmp_path / "odd", state, config())
+    text = "models: [{model: a}, {model: odd}]\nmerge_method: linear\nparameters: {weight: 1}\n"
+    hint = said(recipe, text).rpartition("if they are not to be merged: ")[2]
+    assert hint == 'isthmus: {skip: ["model.layers.*.mlp.up_proj.weight"]}'
+    assert isthmus.plan(recipe(f"{text}{hint}\n"))
+
+
+def test_patterns_that_fit_the_same_tensors_are_all_met(recipe: Make):
+    plan = isthmus.plan(
+        recipe(LINEAR + "isthmus: {skip: ['lm_head*', '*.mlp.*', 'lm_head.weight', '*up_proj*']}\n")
+    )
+    assert any(note.startswith("7 tensors are skipped") for note in plan.notes)
 
 
 def test_missing_tensors_are_told_with_the_reason(recipe: Make, tmp_path: Path):
@@ -333,3 +352,53 @@ def test_a_base_among_the_models_needs_no_weight(recipe: Make):
     )
     parts = row(isthmus.plan(recipe(text)), "lm_head.weight").parts
     assert [(part.model, part.base) for part in parts] == [("base", True), ("a", False)]
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("match: '*mpl*'", "blocks[0]: no tensor is called '*mpl*', did you mean 'mlp'?"),
+        ("match: 'vision.*'", "no tensor is called 'vision.*'; names are such as lm_head.weight"),
+        ("model: aa", "aa is no model of this recipe, did you mean 'a'?"),
+        ("layers: [1, 9]", "blocks[0]: [1, 9] goes beyond the 3 layers"),
+        ("match: 'lm_head*', layers: [0, 2]", "blocks[0]: no tensor is called 'lm_head*' in layers [0, 2]"),
+        ("match: '*.0.*', layers: [1, 3], model: b", "blocks[0]: no tensor of b is called '*.0.*' in layers [1, 3]"),
+    ],
+)  # fmt: skip
+def test_a_block_that_meets_nothing_is_told(recipe: Make, block: str, expected: str):
+    text = LINEAR + f"isthmus:\n  blocks:\n  - {{{block}, parameters: {{weight: 2}}}}\n"
+    found = said(recipe, text)
+    assert expected in found and "recipe.yml:11" in found and "1 problem" in found
+
+
+def test_a_limit_of_memory_that_is_too_low_is_told(recipe: Make):
+    text = LINEAR + "isthmus: {limits: {memory: LIMIT, threads: 1}}\n"
+    found = said(recipe, text.replace("LIMIT", "50MB"))
+    assert "recipe.yml:9  50 MB are too little: the program takes 160 MB before the first tensor" in found
+    assert "may be too little: about" in str(isthmus.plan(recipe(text.replace("LIMIT", "170MB"))))
+    enough = isthmus.plan(recipe(text.replace("LIMIT", "1GB"))).memory
+    assert "too little" not in str(isthmus.plan(recipe(text.replace("LIMIT", str(enough)))))
+
+
+def test_a_filter_that_meets_nothing_is_noted(recipe: Make):
+    filtered = (
+        "[{filter: mpl, value: 0}, {filter: '*attn*', value: 0}, {filter: mlp, value: 0.5}, {value: 1}]"
+    )
+    plan = isthmus.plan(recipe(LINEAR.replace("weight: 1", f"weight: {filtered}")))
+    assert [note for note in plan.notes if "filter" in note] == [
+        "filter 'mpl' at line 6 fits no tensor, did you mean 'mlp'?",
+        "filter '*attn*' at line 6 fits no tensor: it is a part of a name, without *",
+    ]
+
+
+@pytest.mark.parametrize("text", [
+    "models: [{model: a}, {model: b}, {model: ./a/}]\n", "base_model: ./a/\nmodels: [{model: a}, {model: b}]\n",
+])  # fmt: skip
+def test_one_model_under_two_names_is_told(recipe: Make, text: str):
+    found = said(recipe, text + "merge_method: linear\nparameters: {weight: 1}\n")
+    assert "1 problem" in found and " is the same model as " in found and "./a/" in found
+
+
+def test_what_is_given_wrongly_is_not_said_to_be_lacking(recipe: Make):
+    found = said(recipe, LINEAR.replace("weight: 1", "weight: .nan"))
+    assert "1 problem" in found and "nan is not finite" in found

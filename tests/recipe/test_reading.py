@@ -1,5 +1,6 @@
 """A recipe's text: what it may say, and every problem with its line."""
 
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -52,6 +53,8 @@ def test_a_whole_recipe_is_read():
     [
         ("modelz: []\nmerge_method: linear\n", "1: unknown key 'modelz', did you mean 'models'?"),
         (GOOD + "dtype: floaty\n", "4: dtype: 'floaty' is no dtype that is merged in, did you mean 'float64'?"),
+        (GOOD + "out_dtype: torch.float8_e4m3fn\n",
+         "4: out_dtype: 'torch.float8_e4m3fn' needs scales, and a recipe writes none"),
         (GOOD.replace("linear", "dare-tiess"), "2: no method is called 'dare-tiess', did you mean 'dare_ties'?"),
         (GOOD.replace("weight", "wieght"), "3: unknown parameter 'wieght', did you mean 'weight'?"),
         (GOOD.replace("linear", "ties"), "2: ties needs a base_model, and there is none"),
@@ -86,10 +89,10 @@ def test_a_whole_recipe_is_read():
     ],
 )  # fmt: skip
 def test_each_problem_has_its_line_and_its_words(text: str, expected: str):
-    assert expected in problems(text)
+    assert any(said.startswith(expected) for said in problems(text))
 
 
-def test_all_problems_are_said_at_once(tmp_path):
+def test_all_problems_are_said_at_once(tmp_path: Path):
     path = tmp_path / "recipe.yml"
     path.write_text(
         dedent("""
@@ -104,15 +107,17 @@ def test_all_problems_are_said_at_once(tmp_path):
     )
     with pytest.raises(InputError) as raised:
         read(path)
-    assert raised.value.render() == dedent("""
-        7 problems in recipe.yml
+    assert (
+        raised.value.render()
+        == dedent("""
+        5 problems in recipe.yml
           recipe.yml:3  unknown parameter 'densty', did you mean 'density'?
-          recipe.yml:4  models[1].model is missing
           recipe.yml:4  unknown key 'modle', did you mean 'model'?
           recipe.yml:5  no method is called 'tis', did you mean 'ties'?
           recipe.yml:6  dtype: 'floaty' is no dtype that is merged in, did you mean 'float64'?
           recipe.yml:7  isthmus.skip is 3, not a list
-        """).strip().replace("7 problems", "6 problems")
+        """).strip()
+    )
 
 
 def test_hyphens_and_underscores_name_the_same_method():
@@ -126,3 +131,72 @@ def test_a_model_in_parts():
     recipe, _ = examine(text, "r.yml")
     assert recipe is not None and recipe.models is not None
     assert recipe.models[0].model == Reference(path="/x+y/a@b", lora="c", lora_revision="d")
+
+
+def test_a_wrong_slice_hides_no_other():
+    text = """
+        slices:
+          - sources: [{model: a, layer_range: [3, 3]}, {model: b, layer_range: [0, 4]}]
+          - 7
+          - sources: []
+          - sources: [{layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]
+          - sources: [{model: a, parameters: {wieght: 1}}]
+        merge_method: passthrough
+    """
+    found = problems(text)
+    assert [line.partition(":")[0] for line in found] == ["2", "3", "4", "5", "5", "6", "6"]
+    assert found[0].endswith("the range begins at 0 and its end is not in it")
+    assert found[1:] == [
+        "3: slices[1] is 7, not a mapping",
+        "4: slices[2].sources is empty",
+        "5: slices[3].sources[0].model is missing",
+        "5: the sources of a slice have equally many layers; these have 2, 3",
+        "6: slices[4].sources[0].layer_range is missing",
+        "6: unknown parameter 'wieght'; there are: scale",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("slices: 3\nmerge_method: passthrough\n", ["1: slices is 3, not a list"]),
+        ("models: [3, {model: 4}, {modell: a}]\nmerge_method: linear\n",
+         ["1: models[0] is 3, not a mapping", "1: models[1].model: 4 is no model: write its path or its id as text",
+          "1: unknown key 'modell', did you mean 'model'?"]),
+        (GOOD.replace("linear", "ties") + "base_model: 3\n",
+         ["4: base_model: 3 is no model: write its path or its id as text"]),
+        (GOOD + "isthmus: {blocks: [{match: x}, {layers: 3, parameters: {weihgt: 1}}]}\n",
+         ["4: isthmus.blocks[0].parameters is missing",
+          "4: isthmus.blocks[1].layers: 3 is no range of layers: write [first, end), for example [0, 16]",
+          "4: unknown parameter 'weihgt', did you mean 'weight'?"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_not_said_to_be_missing(text: str, expected: list[str]):
+    assert problems(text) == expected
+
+
+def test_what_is_below_a_misspelt_key_is_read():
+    text = """
+        model:
+          - modle: a
+            parametrs: {weigth: 1}
+          - model: b
+            parameters:
+              weight: heavy
+        mergemethod: lineer
+    """
+    assert problems(text) == [
+        "1: unknown key 'model', did you mean 'models'?",
+        "2: unknown key 'modle', did you mean 'model'?",
+        "3: unknown key 'parametrs', did you mean 'parameters'?",
+        "3: unknown parameter 'weigth', did you mean 'weight'?",
+        "6: weight is 'heavy', not a number",
+        "7: no method is called 'lineer', did you mean 'linear'?",
+        "7: unknown key 'mergemethod', did you mean 'merge_method'?",
+    ]
+
+
+def test_a_key_that_is_near_by_chance_is_told_once():
+    assert problems(
+        "mode: fast\n" + GOOD.replace("models:", "modules: {all: {models:").replace("]", "]}}", 1)
+    ) == ["1: unknown key 'mode', did you mean 'models'?"]

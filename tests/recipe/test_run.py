@@ -1,9 +1,12 @@
 """A plan run to a folder: the tensors, what lies beside them, and where it says it came from."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import isthmus
 from isthmus.errors import InputError, MismatchError, WeightsError
 from isthmus.recipe.again import plan_again
-from isthmus.recipe.ancestry import draw, trace_back
 from isthmus.recipe.difference import difference
 from isthmus.recipe.inspecting import inspect
 
@@ -63,8 +65,8 @@ def test_the_card_says_what_is_known_and_no_more(recipe: Make, tmp_path: Path):
 @pytest.mark.parametrize(
     ("other", "stated", "expected"),
     [
-        ("mit", None, "The parents' licences are not one (a: apache-2.0, d: mit)"),
-        (None, None, "The parents' licences are not one (a: apache-2.0, d: unknown)"),
+        ("mit", None, "The parents' licences cannot be summed up (a: apache-2.0, d: mit)"),
+        (None, None, "The parents' licences cannot be summed up (a: apache-2.0, d: unknown)"),
         ("mit", "other", "The licence is the one that the recipe states."),
     ],
 )
@@ -129,32 +131,6 @@ def test_parents_that_changed_are_refused(recipe: Make, tmp_path: Path, models: 
 def test_a_model_without_a_recipe_says_so(models: Path):
     with pytest.raises(InputError, match="tells of no recipe"):
         plan_again(models / "a")
-
-
-def test_the_tree_of_merges(recipe: Make, tmp_path: Path, models: Path):
-    isthmus.plan(recipe(EACH + "merge_method: linear\nparameters: {weight: 1}\n")).run(tmp_path / "ab")
-    write(tmp_path / "c", load_file(models / "c" / "model.safetensors"), config())
-    text = f"models: [{{model: '{tmp_path}/ab'}}, {{model: c}}]\nmerge_method: slerp\nbase_model: c\n"
-    isthmus.plan(recipe(text + "parameters: {t: 0.5}\n")).run(tmp_path / "abc")
-    assert (
-        draw(trace_back(tmp_path / "abc"))
-        == dedent("""
-        abc  by slerp
-        |- c  base  apache-2.0
-        `- ab  model  by linear  apache-2.0
-           |- a  model  apache-2.0  not here
-           `- b  model  apache-2.0  not here
-    """).strip()
-    )
-
-
-def test_a_tree_that_is_a_circle_ends(tmp_path: Path):
-    state = {"w": torch.zeros(2)}
-    for name, other in (("x", "y"), ("y", "x")):
-        (tmp_path / name).mkdir()
-        notes = {"isthmus.recipe": "merge_method: linear", "isthmus.parents": json.dumps([{"model": other}])}
-        save_file(state, tmp_path / name / "model.safetensors", notes)
-    assert len(draw(trace_back(tmp_path / "x")).splitlines()) > 10
 
 
 def test_inspect_says_what_a_model_is(models: Path):
@@ -249,6 +225,34 @@ def test_limits_on_the_way_and_in_the_recipe(recipe: Make, tmp_path: Path):
     assert again
 
 
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"threads": -1}, {"shard_size": 0}, {"max_memory": 0}])
+def test_nothing_is_not_taken_for_not_given(recipe: Make, tmp_path: Path, wrong: dict[str, Any]):
+    plan = isthmus.plan(recipe(EACH + "merge_method: linear\nparameters: {weight: 1}\n"))
+    with pytest.raises(InputError, match=r" = \S+: nothing can be done|0 is no amount of memory"):
+        plan.run(tmp_path / "out", **wrong)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_merge_keeps_to_the_memory_that_its_plan_says(recipe: Make, tmp_path: Path):
+    """In a process of its own, since the tests' holds more."""
+    text = EACH + "base_model: base\nmerge_method: dare_ties\nparameters: {weight: 1, density: 0.5}\n"
+    path = recipe(text + "isthmus: {limits: {threads: 1}}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "isthmus",
+        "merge",
+        str(path),
+        "--out",
+        str(tmp_path / "out"),
+        "--max-memory",
+    ]
+    done = subprocess.run(
+        [*command, str(isthmus.plan(path).memory)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_disk_that_is_full_is_told_before_the_work(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -288,3 +292,9 @@ def test_a_large_content_is_hashed_by_samples(models: Path, monkeypatch: pytest.
     sampled = parents.content_hash(files)
     assert sampled.startswith("sampled-sha256:")
     assert sampled != parents.content_hash((models / "b" / "model.safetensors",))
+
+
+def test_a_plain_merge_imports_what_it_needs_and_no_more():
+    heavy = "{'scipy', 'sympy', 'jinja2', 'isthmus.align', 'isthmus.measure', 'isthmus.repair'} & set(sys.modules)"
+    probe = f"import sys; import isthmus.recipe.run; assert not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)

@@ -84,10 +84,10 @@ def test_blocks_choose_by_pattern_layers_and_model():
         Block(match="*.mlp.*", layers=(1, 3), model=a, parameters={"weight": [0.0, 1.0]}),
         Block(match="*", parameters={"weight": 0.7}),
     ]
-    assert [level["weight"] for level in block_levels(blocks, MLP, a)] == [0.0, 0.7]
+    assert [level["weight"] for level in block_levels(blocks, MLP, a).values()] == [0.0, 0.7]
     later = Spot("model.layers.2.mlp.up.weight", 1.0, 2, 3)
     assert block_levels(blocks, later, a)[0]["weight"] == 1.0
-    assert [level["weight"] for level in block_levels(blocks, MLP, Reference(path="b"))] == [0.7]
+    assert [level["weight"] for level in block_levels(blocks, MLP, Reference(path="b")).values()] == [0.7]
     assert len(block_levels(blocks, Spot("model.norm.weight"), a)) == 1
 
 

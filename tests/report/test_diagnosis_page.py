@@ -53,6 +53,14 @@ def test_layers_are_drawn_and_what_is_of_models_is_not(diagnosis, tmp_path):
     assert heat["z"] == [[None, 86.0], [80.0, None]]
 
 
+@pytest.mark.parametrize(("least", "axis"), [(0.0, "tozero"), (-1.0, "normal"), (None, "normal")])
+def test_what_cannot_be_less_than_zero_is_drawn_from_there(diagnosis, tmp_path, least, axis):
+    (name, finding) = next((name, f) for name, f in diagnosis.findings.items() if f.layers)
+    bounded = replace(diagnosis, findings={name: replace(finding, bounds=(least, None))})
+    page = render_diagnosis(bounded, tmp_path / "page.html").read_text()
+    assert figures(page, "layers-0")["light"]["layout"]["yaxis"]["rangemode"] == axis
+
+
 def test_nothing_that_was_measured_by_layer_or_tried_leaves_a_page_without_plots(diagnosis, tmp_path):
     bare = replace(diagnosis, findings={}, attempts=(), best={}, causes=())
     page = render_diagnosis(bare, tmp_path / "page.html").read_text()

@@ -55,6 +55,8 @@ def test_rows_are_the_model_before_and_after(results: Results) -> None:
         assert row.parameters == nonzero / sum(v.numel() for v in pruned.original.values())
     assert f"{100 * (results.rows[2].accuracy or 0):.2f}%" in results.verdict
     assert results_of(made(None)).verdict.count(";") == 0
+    judged = made(None).repair("rescale", DATA, validation=DATA, metric=lambda outputs, targets: 0.0)
+    assert results_of(judged).verdict.endswith("; no repair that was tried helped on validation.")
 
 
 def test_profiles_say_what_went_and_what_came_back(results: Results) -> None:

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import isthmus
 from isthmus import weights
 from isthmus.errors import InputError, WeightsError
+from isthmus.recipe.again import plan_again
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -175,6 +177,15 @@ def test_an_adapter_is_planned_from_its_headers(adapter: Path, tmp_path: Path):
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     done = plan.run("out")
     assert weights.load(done.folder)["w.weight"].tolist() == [[7, 7], [7, 7]]
+    card = (done.folder / "README.md").read_text()
+    assert '- "org/name"\n- "org/lora"\n' in card and "| org/name+org/lora | model |" in card
+    # Made again from copies of what the hub gave, it tells of the hub as before.
+    for parent in plan.parents.values():
+        assert parent.adapter is not None
+        for name, folder in (("name", parent.folder), ("lora", parent.adapter.path.parent)):
+            shutil.copytree(folder, tmp_path / "copies" / name)
+    plan_again(done.folder, tmp_path / "copies").run(tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == card
     # Once it is here, the hub is not asked for its headers.
     Hub.fetched.clear()
     assert "fetched" not in " ".join(isthmus.plan("recipe.yml").notes)

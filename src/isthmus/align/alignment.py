@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus import weights as files
+from isthmus.align.choices import checked
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Membership, Permutation, Transport, weighted
 from isthmus.program import Inputs, first_example
@@ -172,7 +173,7 @@ def align(
         options: of the method; see its docstring.
 
     Raises:
-        InputError: no such method or option, or data is missing.
+        InputError: no such method or option, an option of another kind, or data is missing.
     """
     if isinstance(by, Mapping):
         said = dict(by)
@@ -187,7 +188,7 @@ def align(
         raise InputError(f"{by} needs calibration data", hint="pass data=, an iterable of inputs")
     parameters = inspect.signature(method.function).parameters
     method.check_options(options)
-    options = numbers(method.function, options)
+    options = numbers(method.function, checked(by, method.function, options))
     given: dict[str, object] = {"data": data} if "data" in parameters and data is not None else {}
     states = [m.state_dict() if isinstance(m, nn.Module) else m for m in models]
     graphs = [graph] * len(states) if isinstance(graph, SymmetryGraph) else list(graph)

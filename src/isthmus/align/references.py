@@ -123,14 +123,16 @@ def universe(run: Aligned, models: Sequence[Weights], seed: int = 0, max_rounds:
     placed = [Transport(graph, {}) if own is None else own for own in transports]
     back = placed[0].inverse()
     turned = [Transport(graph, {}), *(own.then(back) for own in placed[1:])]
-    note = f"universe: {rounds} rounds"
+    notes = [f"universe: {rounds} rounds"]
+    if all(own is None for own in transports):
+        notes.append("no model came closer to the mean of the others as they are: none was moved")
     return replace(
         last,
         transports=tuple(turned),
         reference=0,
         costs=tuple(cost for (index, _), cost in sorted(costs.items()) if index),
         settings={**last.settings, "reference": "universe"},
-        notes=(note,),
+        notes=tuple(notes),
         status=f"stopped after {max_rounds} rounds" if moving else "converged",
     )
 

@@ -39,9 +39,10 @@ def prune(
         typer.Option(help="Weights to leave whole, by name with * and ?; repeat the option."),
     ] = None,
     repair: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help=f"How activations get their statistics back, as the unpruned model's. {inputs.OPTIONS}"
+            help="How activations get their statistics back, as the unpruned model's. Kept only where validation "
+            f"images say that it helps; of several, or of all (best), the best. {inputs.OPTIONS}"
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The pruned checkpoint.")] = Path("pruned.safetensors"),
@@ -78,6 +79,7 @@ def prune(
     if report is not None:
         output.ready(report, "--report")
     options = scoring.options(option or [], prune_model)
+    repairs = [inputs.method(one, "--repair") for one in repair or []]
     model = inputs.build(arch, arguments)
     state = inputs.checkpoint(paths[0], model)
     splits = inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
@@ -89,7 +91,8 @@ def prune(
         data=splits.calibration,
         weights=state,
         skip=tuple(skip or ()),
-        repair=None if repair is None else inputs.method(repair, "--repair"),
+        repair="best" if repairs == ["best"] else repairs or None,
+        validation=splits.validation if repairs else None,
         **options,
     )
     scores = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from isthmus.diagnose.grid import Attempt
 from isthmus.diagnose.rules import Cause
+from isthmus.diagnose.table import COPIES, POINTS
 from isthmus.measure import Finding
 
 
@@ -27,7 +28,7 @@ class Diagnosis:
         parents: accuracy of each model there.
         chance: accuracy of the best constant answer there.
         examples: size of that split.
-        left: recipes that were not tried for want of time.
+        left: recipes that were not tried, as `recipes` or `seconds` allowed no more.
         settings: what was asked for, defaults included.
         program: the beginning of a command line that merges these models ("isthmus", "merge", files, ...); empty where
             they came from Python.
@@ -65,7 +66,12 @@ class Diagnosis:
 
     @property
     def disagreeing(self) -> list[str]:
-        """The three layers whose units correlate least, and the three that cost most when merged alone."""
+        """The three layers whose units correlate least, and the three that cost most when merged alone.
+
+        None of copies, which disagree nowhere, and no layer that costs nothing.
+        """
+        if self.relation.rule in COPIES:
+            return []
         lines: list[str] = []
         for name, low, words in (
             ("matched correlation", True, "matched units correlate least in"),
@@ -74,7 +80,10 @@ class Diagnosis:
             finding = self.findings.get(name)
             if finding is None or not finding.layers:
                 continue
-            worst = sorted(finding.layers.items(), key=lambda item: item[1], reverse=not low)[:3]
+            counted = [(layer, value) for layer, value in finding.layers.items() if low or value > 0]
+            if not counted:
+                continue
+            worst = sorted(counted, key=lambda item: item[1], reverse=not low)[:3]
             unit = " points" if finding.unit == "%" else ""
             shown = ", ".join(f"{layer} ({value:.2f}{unit})" for layer, value in worst)
             lines.append(f"{words} {shown}")
@@ -82,7 +91,7 @@ class Diagnosis:
 
     @property
     def summary(self) -> str:
-        """The diagnosis in two sentences."""
+        """The diagnosis in two sentences, and a third where no merge comes near to the best model."""
         mean = sum(self.parents) / len(self.parents)
         small = self.best.get(min(self.best)) if self.best else None
         names = " and ".join((", ".join(self.names[:-1]), self.names[-1]))
@@ -92,7 +101,12 @@ class Diagnosis:
                 f"; the best merge of one parent's size, {small.recipe}, is {100 * small.score:.2f}% right"
             )
         found = ", ".join(cause.rule for cause in self.causes)
-        return f"{text}. {'Causes found: ' + found if found else 'Nothing is wrong with them'}."
+        text = f"{text}. {'Causes found: ' + found if found else 'Nothing is wrong with them'}."
+        top = max(self.parents)
+        if self.best and 100 * (top - max(attempt.score for attempt in self.best.values())) >= POINTS:
+            alone = self.names[self.parents.index(top)]
+            text += f" No merge that was tried comes near to {alone} alone, {100 * top:.2f}% right."
+        return text
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, as JSON holds it: numbers that are not finite are the strings "NaN", "Infinity", "-Infinity"."""
@@ -143,7 +157,7 @@ class Diagnosis:
             lines.append(f"  {budget:g}x  {100 * attempt.score:6.2f}%  {attempt.recipe}")
         lines.append(f"  ensemble, {len(self.names)}x  {100 * self.ensemble:.2f}%")
         if self.left:
-            lines.append(f"  {self.left} recipes were not tried for want of time")
+            lines.append(f"  {self.left} recipes were not tried: `recipes` or `seconds` allowed no more")
         return "\n".join([*lines, "", "commands", *(f"  {size}  {line}" for size, line in self.commands)])
 
 

@@ -44,7 +44,8 @@ class Recipe:
         return [word for n, v in self.options.items() for word in (f"--{n.replace('_', '-')}", str(v))]
 
     def __str__(self) -> str:
-        first = f"first {self.preserve_first} layers apart" if self.preserve_first else ""
+        count = f"{self.preserve_first} layers" if self.preserve_first > 1 else "layer"
+        first = f"first {count} apart" if self.preserve_first else ""
         return " + ".join(filter(None, (self.align or "as they are", self.repair, first)))
 
 

@@ -45,7 +45,7 @@ class Rule:
         name: of what it recognises, hyphenated.
         when: all of these must hold.
         found: what was measured; `{name of a finding:.2f}` is its value, `{where}` the places at which the first
-            condition holds most.
+            condition holds most, `{note}` the note of that condition's finding.
         means: what that means.
         advice: what to do.
         source: where limits and advice come from.
@@ -97,7 +97,8 @@ def holding(rules: Iterable[Rule], evidence: Evidence) -> tuple[Cause, ...]:
 
 def _said(rule: Rule, evidence: Evidence) -> Cause:
     values: dict[str, object] = {name: finding.value for name, finding in evidence.items()}
-    values["where"] = _where(rule.when[0], evidence[rule.when[0].finding])
+    first = evidence[rule.when[0].finding]
+    values |= {"where": _where(rule.when[0], first), "note": first.note}
     told = _Words()
     asked = {name for _, name, _, _ in told.parse(rule.also) if name}
     also = f" {told.vformat(rule.also, (), values)}" if rule.also and asked <= values.keys() else ""

@@ -17,6 +17,9 @@ POINTS = 5.0
 #: project's pairs, fine-tunings of one model 0.99.
 RELATED = 0.3
 
+#: Relations of models that compute the same.
+COPIES = ("copies", "reordered copies", "rescaled copies")
+
 _VANISHING = "Qu and Horváth 2025 (arXiv:2402.05966)"
 _REPAIR = "Jordan et al. 2023 (arXiv:2211.08403)"
 _OURS = "isthmus: seen on the models themselves"
@@ -88,7 +91,7 @@ CAUSES: tuple[Rule, ...] = (
             Bound("errors that renaming classes removes", "at least", 0.2),
         ),
         "Renaming classes raises the accuracy of {where} by {accuracy gained by renaming classes:.1f} points, and "
-        "removes {errors that renaming classes removes:.0%} of its errors.",
+        "removes {errors that renaming classes removes:.0%} of its errors ({note}).",
         "It knows the classes under other numbers than the labels and the other models do.",
         "Reorder the rows of its last layer (or its label map) before merging.",
         _OURS,
@@ -112,7 +115,8 @@ CAUSES: tuple[Rule, ...] = (
         "Do not merge that model, or keep the other's layers there; no repair brings back what a dead layer does "
         "not pass on.",
         _OURS,
-        unless=("wrong-normalisation",),
+        # Units whose statistics are stale may be shut by nothing but them.
+        unless=("wrong-normalisation", "stale-statistics"),
     ),
     Rule(
         "uneven-parents",

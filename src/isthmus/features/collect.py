@@ -135,8 +135,6 @@ def collect(
     programs = [program] * len(models) if isinstance(program, Program) else list(program)
     if not models or len(programs) != len(models):
         raise InputError(f"{len(models)} models and {len(programs)} programs are no set of models to watch")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit={limit} leaves no example")
     settled = settle(requests, programs)
     if not settled:
         return Features({}, 0, ())

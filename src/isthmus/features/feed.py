@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from isthmus import progress
-from isthmus.errors import DataError, IsthmusError, MismatchError
+from isthmus.errors import DataError, InputError, IsthmusError, MismatchError
 from isthmus.program import Batch, Program, batches
 
 
@@ -39,8 +39,11 @@ def feed(data: Iterable[object], label: str, limit: int | None = None) -> Iterat
     """Each batch of `data`, cut off after `limit` examples, with its progress shown as `label`.
 
     Raises:
+        InputError: a limit below 1.
         DataError: the data or a batch is empty, or a batch is not what `program.batches` reads.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit} leaves no example")
     seen = 0
     total = len(data) if isinstance(data, Sized) and limit is None else None
     for index, batch in enumerate(progress.track(batches(data), label, total=total, unit="batches")):

@@ -12,13 +12,15 @@ from isthmus import weights as files
 from isthmus.errors import InputError, MismatchError
 from isthmus.features import placed
 from isthmus.measure import reusable
+from isthmus.measure.score import Metric
 from isthmus.program import Inputs, Program, export
 from isthmus.prune.layers import Layer, prunable
 from isthmus.prune.masks import Mask, load_mask, masked
-from isthmus.prune.result import Pruned
+from isthmus.prune.result import Pruned, check_chosen
 from isthmus.prune.table import PRUNERS, Choice
 from isthmus.registry import Asked, numbers
 from isthmus.repair.by_name import needs_of
+from isthmus.repair.choosing import wanted
 from isthmus.statistics.reading import read
 
 
@@ -32,7 +34,9 @@ def prune(
     weights: Mapping[str, Tensor] | None = None,
     example: Inputs | None = None,
     skip: Sequence[str] = (),
-    repair: Asked | None = None,
+    repair: Asked | Sequence[Asked] | None = None,
+    validation: Iterable[object] | None = None,
+    metric: str | Metric = "accuracy",
     **options: object,
 ) -> Pruned:
     """Prune a model in one shot, without training, and repair it with the unpruned model as the reference.
@@ -49,8 +53,11 @@ def prune(
         weights: a state dict to prune; a module's own where not given.
         example: inputs to read a module with; the first batch of `data` where not given.
         skip: patterns of weights to leave whole ("classifier.*"); the logit layer is pruned like any other.
-        repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, or None. What
-            it measures as the goal is the unpruned model.
+        repair: how to give activations their statistics back: a name, `{"method": ..., option: ...}`, a list of these
+            to choose from, "best" for all that there are, or None. What it measures as the goal is the unpruned model.
+            With `validation` a repair is kept only where it scores better than none; without, it is not judged.
+        validation: (inputs, targets) held out of `data` and of the test split, by which repairs are chosen.
+        metric: what they are chosen by: "accuracy", "loss", or a function of outputs and targets; see `isthmus.score`.
         options: of the pruner (scope, damping, ...).
 
     Returns:
@@ -76,7 +83,10 @@ def prune(
         torch.Size([32, 2])
     """
     method = "magnitude" if method is None and mask is None else method
-    _check(method, sparsity, mask, data, repair, options)
+    repairs = wanted(repair)
+    _check(method, sparsity, mask, data, repairs, options)
+    if repair is not None:
+        check_chosen(repairs, validation)
     if data is None:
         if isinstance(model, nn.Module):
             if example is None:
@@ -126,7 +136,9 @@ def prune(
         },
         notes=choice.notes,
     )
-    return pruned if repair is None else pruned.repair(repair, () if data is None else data)
+    if repair is None:
+        return pruned
+    return pruned.repair(repair, () if data is None else data, validation=validation, metric=metric)
 
 
 def _check(
@@ -134,7 +146,7 @@ def _check(
     sparsity: float | None,
     mask: object,
     data: Iterable[object] | None,
-    repair: Asked | None,
+    repairs: Sequence[Asked],
     options: Mapping[str, object],
 ) -> None:
     """Refuse what does not fit together, all of it at once."""
@@ -157,7 +169,7 @@ def _check(
             problems.append(f"sparsity={sparsity} is not from 0 to below 1")
         if "data" in needs and data is None:
             problems.append(f"{method} needs data")
-    if repair is not None and "data" in needs_of(repair) and data is None:
+    if data is None and any("data" in needs_of(one) for one in repairs):
         problems.append("the repair needs data")
     if problems:
         raise InputError("the model cannot be pruned like this", problems)

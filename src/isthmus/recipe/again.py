@@ -7,13 +7,13 @@ that were recorded.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from isthmus.errors import InputError, MismatchError
 from isthmus.recipe import headers
-from isthmus.recipe.folder import public_name
 from isthmus.recipe.inspecting import recorded
-from isthmus.recipe.parents import content_hash
+from isthmus.recipe.parents import Parent, content_hash
 from isthmus.recipe.plan import Plan, plan_text
 
 
@@ -26,7 +26,7 @@ def plan_again(path: Path, parents: Path | None = None) -> Plan:
             the recipe's path, or by the last part of it.
 
     Raises:
-        InputError: the model tells of no recipe, or the recipe does not fit what is there.
+        InputError: the model tells of no recipe, or the recipe does not fit what is there or what is told of parents.
         MismatchError: a parent is not the one that was recorded.
     """
     told = recorded(headers.read(path))
@@ -44,19 +44,39 @@ def plan_again(path: Path, parents: Path | None = None) -> Plan:
     except InputError as error:
         hint = error.hint or f"parents are looked for in {folder}: --parents names another folder"
         raise InputError(error.what, error.where, hint) from None
-    expected = {parent.get("model"): parent.get("hash") for parent in told.parents}
+    if len(plan.parents) != len(told.parents):
+        raise InputError(
+            f"{path} tells of {len(told.parents)} parents, and its recipe names {len(plan.parents)}",
+            hint="its header was changed after it was written: write a recipe of your own",
+        )
     wrong: list[str] = []
-    for reference, parent in plan.parents.items():
-        found = content_hash(parent.checkpoint.files)
-        if parent.adapter is not None:
-            found += f" + {content_hash((parent.adapter.path,))}"
-        before = expected.get(public_name(parent))
-        if before is not None and before != found:
+    parents_found: dict[str, Parent] = {}
+    for (reference, parent), entry in zip(plan.parents.items(), told.parents, strict=True):
+        before = entry.get("hash", "")
+        found = _content(parent, before)
+        if before != found:
             wrong.append(f"{reference}    recorded {before[:24]}..., found {found[:24]}... in {parent.path}")
+        parents_found[reference] = dataclasses.replace(parent, ids=_ids(parent, entry.get("model", "")))
     if wrong:
         raise MismatchError(
             f"{len(wrong)} parents of {path} are not the ones that it was made from",
             wrong,
             hint="fetch the revisions that were merged, or write a recipe of your own",
         )
-    return plan
+    return dataclasses.replace(plan, parents=parents_found)
+
+
+def _content(parent: Parent, recorded: str) -> str:
+    """The hash of a model and its adapter, of the kinds that were recorded."""
+    model, _, adapter = recorded.partition(" + ")
+    found = content_hash(parent.checkpoint.files, like=model)
+    return (
+        found if parent.adapter is None else f"{found} + {content_hash((parent.adapter.path,), like=adapter)}"
+    )
+
+
+def _ids(parent: Parent, recorded: str) -> tuple[str, ...]:
+    """What of a model was found on the hub, which its recorded name tells: a path is recorded by its last part."""
+    named = {part.partition("@")[0] for part in recorded.split("+")}
+    said = (parent.reference.path, parent.reference.lora)
+    return tuple(name for name in said if name is not None and "/" in name and name in named)

@@ -1,55 +1,88 @@
-"""`isthmus: {align: ...}`: models brought to one order of units first, both as they stream from their files.
+"""`isthmus: {align: ...}`: whether models can be brought together as a recipe asks, before a tensor is read.
 
-Matching writes, for every weight that moves, the old position of each new one; the merge then reads that weight through
-them. No aligned copy of a model is ever made.
+Weight matching by parts reads models as they stream (`streamed.py`); all other methods, and its other options, hold
+them whole (`moved.py`). Of these the registry says what there is, so a plan that names one imports torch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.util
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from isthmus.errors import InputError
-from isthmus.recipe.parents import find
-from isthmus.recipe.schema import Align, Recipe
-from isthmus.recipe.text import Problems
+from isthmus.recipe import options
+from isthmus.recipe.afterwards import Afterwards
+from isthmus.recipe.dialect import method_of
+from isthmus.recipe.parents import Parent, find
+from isthmus.recipe.rig import DATA_HINT, MODEL_HINT
+from isthmus.recipe.rows import Row
+from isthmus.recipe.schema import Align, Recipe, Whole
+from isthmus.recipe.text import Problems, nearest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
     from isthmus.align import Alignment
-    from isthmus.recipe.parents import Parent
-    from isthmus.recipe.plan import Plan
-    from isthmus.recipe.rows import Row
-    from isthmus.symmetry import SymmetryGraph
-    from isthmus.weights.stored import Stored
 
 _WHERE = ("isthmus", "align")
+_FILE_HINT = "graph: FILE, which `isthmus symmetry MODEL --save FILE` writes"
+
+#: Rules that are a weighted average of the models, which is all that models can do whose units are mixed.
+AVERAGES = ("average", "linear")
+
+
+@dataclass(frozen=True)
+class Moving:
+    """An alignment of models that are held whole.
+
+    Args:
+        method: its name.
+        options: as the method takes them.
+        data: whether it is shown data.
+        symmetries: whether these are read off a file, a configuration or the program, which is then run.
+        keeps: whether it claims that each moved model computes what it did.
+    """
+
+    method: str
+    options: Mapping[str, object]
+    data: bool
+    symmetries: Literal["file", "configuration", "program"]
+    keeps: bool
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """What it reads of the recipe beside its own block."""
+        if self.data:
+            return ("model", "data", "calibration", "validation")
+        return ("model", "data", "validation") if self.symmetries == "program" else ()
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """Orders of units, where they lie.
+    """What has brought the models of a recipe together, as a merge reads it.
 
     Args:
-        file: a checkpoint of index tensors.
-        orders: (model, tensor) -> (dimension, name of the index) for each dimension that moves.
+        files: that are read beside the models' own: one of index tensors, or the moved models' by their names.
         told: what was found, in words.
+        orders: (model, tensor) -> (dimension, name of the index) for each dimension that is read in another order.
+        moved: tensor -> dtype, of those that each model's file holds in the place of its own.
+        alignment: of models that are held whole, where it is still asked for.
     """
 
-    file: Path
-    orders: Mapping[tuple[str, str], Sequence[tuple[int, str]]]
+    files: Mapping[str, Path]
     told: tuple[str, ...]
+    orders: Mapping[tuple[str, str], Sequence[tuple[int, str]]] = field(
+        default_factory=dict[tuple[str, str], Sequence[tuple[int, str]]]
+    )
+    moved: Mapping[str, torch.dtype] = field(default_factory=dict[str, "torch.dtype"])
+    alignment: Alignment | None = None
 
 
 def reference_of(recipe: Recipe, parents: Mapping[str, Parent]) -> str:
-    """The model whose order of units the output has: as the recipe says, else the base, else the first."""
+    """The model whose units the output has: as the recipe says, else the base, else the first."""
     assert recipe.isthmus.align is not None
     named = recipe.isthmus.align.reference or recipe.base_model
     return str(named) if named is not None else next(iter(parents))
@@ -65,8 +98,50 @@ def graph_file(align: Align, roots: Sequence[Path], inside: Path | None) -> Path
     return found if inside is None or found.resolve().is_relative_to(inside.resolve()) else None
 
 
+def read(
+    recipe: Recipe, after: Afterwards | None, roots: Sequence[Path], inside: Path | None, problems: Problems
+) -> Moving | None:
+    """What a recipe asks for whose models are held whole, or None.
+
+    Args:
+        recipe: as read.
+        after: what it asks for beyond the merge.
+        roots: folders that relative paths begin in.
+        inside: as for `plan_text`.
+        problems: told what is wrong.
+    """
+    ours = recipe.isthmus
+    if not isinstance(ours.align, Whole):
+        return None
+    from isthmus.align import ALIGNMENTS
+    from isthmus.registry import keywords
+
+    try:
+        method = ALIGNMENTS.get(ours.align.method)
+    except InputError:
+        near = nearest(ours.align.method, ALIGNMENTS.names())
+        problems.add((*_WHERE, "method"), f"no alignment is called {ours.align.method!r}{near}")
+        return None
+    taken = options.read(method, ours.align.options, _WHERE, roots, inside, problems)
+    needed = "data" in method.needs
+    data = needed or (ours.data is not None and "data" in keywords(method.function))
+    if needed and ours.data is None:
+        problems.add(_WHERE, f"{method.name} runs the models on data, and the recipe names none", DATA_HINT)
+    file = ours.align.graph is not None
+    if data and file:
+        problems.add(
+            (*_WHERE, "graph"),
+            f"{method.name} is shown data, and a file of symmetries holds no program to run",
+            MODEL_HINT,
+        )
+    run = data or ours.model is not None or after is not None
+    symmetries = "file" if file else "program" if run else "configuration"
+    return Moving(method.name, taken, data, symmetries, "function-kept" in method.claims)
+
+
 def check(
     recipe: Recipe,
+    moving: Moving | None,
     parents: Mapping[str, Parent],
     rows: Sequence[Row],
     roots: Sequence[Path],
@@ -77,6 +152,7 @@ def check(
 
     Args:
         recipe: as read.
+        moving: where models are held whole.
         parents: by the recipe's own names.
         rows: of the plan.
         roots: folders that relative paths begin in.
@@ -84,7 +160,7 @@ def check(
         problems: told what is wrong.
     """
     align = recipe.isthmus.align
-    if align is None:
+    if align is None or (moving is None and isinstance(align, Whole)):
         return
     if len(parents) < 2:
         problems.add(_WHERE, "one model alone is aligned to nothing")
@@ -94,7 +170,7 @@ def check(
         problems.add((*_WHERE, "reference"), f"{reference} is no model of this recipe", f"there is {near}")
         return
     for name, parent in parents.items():
-        if parent.adapter is not None:
+        if parent.adapter is not None and not isinstance(align, Whole):
             problems.add(
                 _WHERE,
                 f"{name} has an adapter, and only whole models are aligned",
@@ -107,6 +183,21 @@ def check(
             f"{len(other)} tensors are made of others of another name: {', '.join(other[:3])}",
             "models are aligned layer by layer: align whole models, and cut the result into slices",
         )
+    elif moving is not None:
+        _check_whole(recipe, moving, parents, rows, problems)
+    _check_symmetries(align, moving, parents[reference], reference, roots, inside, problems)
+
+
+def _check_symmetries(
+    align: Align,
+    moving: Moving | None,
+    parent: Parent,
+    reference: str,
+    roots: Sequence[Path],
+    inside: Path | None,
+    problems: Problems,
+) -> None:
+    """Whether there is something that symmetries can be read off."""
     if align.graph is not None:
         if graph_file(align, roots, inside) is None:
             problems.add(
@@ -114,185 +205,69 @@ def check(
                 f"{align.graph} does not exist",
                 "isthmus symmetry MODEL --save FILE writes it",
             )
-    elif not parents[reference].config:
+    elif moving is not None and moving.symmetries == "program":
+        return  # the model is made and compared with the rows
+    elif not parent.config:
         problems.add(
             _WHERE,
             f"{reference} has no config.json that its symmetries could be read from",
-            "graph: FILE, which `isthmus symmetry MODEL --save FILE` writes",
+            _FILE_HINT if moving is None else f"{_FILE_HINT}; or {MODEL_HINT}",
         )
     elif importlib.util.find_spec("transformers") is None:
         problems.add(
             _WHERE,
             "to read symmetries from a config.json, the package transformers is needed",
-            "pip install transformers; or graph: FILE, which `isthmus symmetry MODEL --save FILE` writes",
+            f"pip install transformers; or {_FILE_HINT}",
         )
 
 
-def align(plan: Plan, file: Path, threads: int | None) -> Aligned:
-    """Match every model to the reference, or take up what an interrupted run has found.
-
-    Args:
-        plan: whose recipe asks for an alignment.
-        file: where orders are kept.
-        threads: to match with.
-
-    Raises:
-        VerificationError: the symmetries could not be verified.
-        InputError: the graph does not fit the models, or was never verified.
-    """
-    from isthmus import weights
-    from isthmus.align.by_parts import weight_matching_by_parts
-
-    wanted = plan.recipe.isthmus.align
-    assert wanted is not None
-    reference = reference_of(plan.recipe, plan.parents)
-    opened = {name: weights.open(parent.path) for name, parent in plan.parents.items()}
-    known = json.dumps(
-        [
-            wanted.model_dump(mode="json"),
-            plan.recipe.isthmus.seed,
-            reference,
-            "" if plan.graph is None else hashlib.sha256(plan.graph.read_bytes()).hexdigest(),
-            [[name, repr(weights.identify(tensors))] for name, tensors in opened.items()],
-        ]
-    )
-    key = hashlib.sha256(known.encode()).hexdigest()
-    if (found := _kept(file, key)) is not None:
-        return found
-    graph, said = _graph(plan.graph, plan.parents[reference])
-    names = {} if plan.graph is not None else _file_names(graph, plan.parents[reference], opened[reference])
-    seen = {name: _Renamed(tensors, names) if names else tensors for name, tensors in opened.items()}
-    alignment = weight_matching_by_parts(
-        graph,
-        list(seen.values()),
-        reference=list(opened).index(reference),
-        seed=plan.recipe.isthmus.seed,
-        max_sweeps=wanted.max_sweeps,
-        residual=wanted.residual,
-        threads=threads,
-    )
-    told = [f"symmetries {said}", *_told(alignment, list(opened), reference)]
-    tensors, orders = _orders(alignment, seen, names)
-    described = {
-        "isthmus.key": key,
-        "isthmus.orders": json.dumps([[*place, dims] for place, dims in orders.items()]),
-        "isthmus.told": json.dumps(told),
+def _check_whole(
+    recipe: Recipe,
+    moving: Moving,
+    parents: Mapping[str, Parent],
+    rows: Sequence[Row],
+    problems: Problems,
+) -> None:
+    """Whether each parent is a whole model of the output's shape, and the merge one that such models can have."""
+    merged = [row for row in rows if row.how == "merged"]
+    lacking = [row.name for row in merged if sorted(p.model for p in row.parts) != sorted(parents)]
+    if lacking:
+        problems.add(
+            _WHERE,
+            f"{len(lacking)} tensors are merged of some of the models: {', '.join(lacking[:3])}",
+            "models that are aligned whole are merged whole",
+        )
+    wrong = [
+        f"{row.name}    {name} {entry.shape}, recipe {row.shape}"
+        for row in rows
+        if row.how == "copied" and not row.tokens
+        for name, parent in parents.items()
+        if (entry := parent.checkpoint.entries.get(row.name)) is not None and entry.shape != row.shape
+    ]
+    if wrong:
+        problems.add(
+            _WHERE,
+            "\n".join(["tensors that are not merged have other shapes in some models", *wrong[:6]]),
+            "models are run whole: in Python, isthmus.merge(models, skip=...) aligns models with other heads",
+        )
+    if moving.keeps:
+        return
+    rule = method_of(recipe.merge_method)
+    if rule is None or rule.rule not in AVERAGES:
+        problems.add(
+            ("merge_method",),
+            f"{moving.method} mixes units, so that models meet by weighted average, not by {recipe.merge_method}",
+            "merge_method: linear; or an alignment that claims function-kept (isthmus methods alignment)",
+        )
+        return
+    told = {
+        tuple(p.values.get("weight") for p in sorted(row.parts, key=lambda part: part.model))
+        for row in merged
     }
-    weights.save(tensors, file, metadata=described)
-    return Aligned(file, orders, tuple(told))
-
-
-def _kept(file: Path, key: str) -> Aligned | None:
-    """What an interrupted run of the same recipe on the same files has found."""
-    from isthmus import weights
-
-    with contextlib.suppress(InputError, ValueError, KeyError, TypeError):
-        notes = weights.metadata(file) if file.is_file() else {}
-        if notes.get("isthmus.key") == key:
-            orders = {
-                (model, name): [(dim, index) for dim, index in dims]
-                for model, name, dims in json.loads(notes["isthmus.orders"])
-            }
-            return Aligned(file, orders, tuple(json.loads(notes["isthmus.told"])))
-    return None
-
-
-def _graph(file: Path | None, parent: Parent) -> tuple[SymmetryGraph, str]:
-    """The symmetries, and how they are known to hold."""
-    if file is None:
-        from isthmus.symmetry.from_config import symmetries_of
-
-        graph, verification = symmetries_of(str(parent.folder))
-        return graph, f"of config.json, {verification}".splitlines()[0]
-    from isthmus.symmetry import saved
-
-    graph = saved.load(file)
-    said = str(getattr(graph.program, "verification", ""))
-    if not said:
-        raise InputError(
-            f"{file} was never verified, and what it says may be wrong",
-            hint="write it again without --no-check: isthmus symmetry MODEL --save FILE",
+    numbers = [value for weights in told for value in weights if isinstance(value, int | float)]
+    if len(told) > 1 or any(value < 0 for value in numbers) or (numbers and sum(numbers) <= 0):
+        problems.add(
+            ("parameters",),
+            f"{moving.method} makes units of several models' by their weights: each model has one, not negative, "
+            "for all tensors",
         )
-    return graph, f"of {file.name}, {said}".splitlines()[0]
-
-
-def _file_names(graph: SymmetryGraph, parent: Parent, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name in the model -> name in its files, where they are not the same (see `stored_names`)."""
-    if all(key in tensors for key in graph.layout):
-        return {}
-    import torch
-
-    from isthmus.program.pretrained import pretrained, stored_names
-
-    with torch.device("meta"):
-        model, _ = pretrained(str(parent.folder)).make({})
-    return stored_names(model)
-
-
-class _Renamed(Mapping[str, "Tensor"]):
-    """A checkpoint under the names of the model that loads it, read as lazily."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]):
-        self._tensors = tensors
-        self._names = {name: stored for name, stored in names.items() if stored in tensors}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def stored(self, name: str) -> Stored:
-        """A tensor as it lies in its file."""
-        from isthmus.weights import stored
-
-        return stored(self._tensors, self._names[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _told(alignment: Alignment, names: Sequence[str], reference: str) -> Iterator[str]:
-    for index, name in enumerate(names):
-        costs = [cost for cost in alignment.costs if cost.model == index]
-        if costs:
-            before, after = (
-                sum(values) / len(costs) for values in zip(*((c.before, c.after) for c in costs), strict=True)
-            )
-            yield (
-                f"{name} aligned to {reference}: {len(costs)} spaces, mean cosine {before:.4f} -> {after:.4f}, "
-                f"{alignment.status}"
-            )
-    yield from (note for note in alignment.notes if " stays: " in note)
-
-
-def _orders(
-    alignment: Alignment, opened: Mapping[str, Mapping[str, Tensor]], stored: Mapping[str, str]
-) -> tuple[dict[str, Tensor], dict[tuple[str, str], list[tuple[int, str]]]]:
-    """Index tensors, each once, and which dimension of which weight takes which."""
-    import torch
-
-    from isthmus.align.by_parts import indices
-
-    graph = alignment.graph
-    tensors: dict[str, Tensor] = {
-        "none": torch.empty(0, dtype=torch.int32)
-    }  # a file holds one tensor at least
-    keys: dict[bytes, str] = {}
-    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    for (model, weights), transport in zip(opened.items(), alignment.transports, strict=True):
-        moved = {
-            name: order
-            for name, order in transport.orders.items()
-            if not torch.equal(order, torch.arange(order.shape[-1]).expand_as(order))
-        }
-        for name in weights:
-            key = graph.program.tied.get(name, name)
-            for dim, index in indices(graph, moved, key).items() if key in graph.layout else ():
-                narrow = index.to(torch.int32)
-                digest = hashlib.sha256(narrow.numpy().tobytes()).digest()
-                if digest not in keys:
-                    keys[digest] = str(len(keys))
-                    tensors[keys[digest]] = narrow
-                found.setdefault((model, stored.get(name, name)), []).append((dim, keys[digest]))
-    return tensors, found

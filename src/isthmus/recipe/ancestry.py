@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from isthmus import progress
 from isthmus.errors import IsthmusError
 from isthmus.recipe import headers
 from isthmus.recipe.inspecting import recorded
+from isthmus.recipe.parents import content_hash
 from isthmus.recipe.text import parse
 
-# A merge of a merge of a merge ...: what is deeper is a circle or an attack.
+# A merge of a merge of a merge ...: what is deeper is an attack.
 _DEEPEST = 50
 
 
@@ -25,7 +28,9 @@ class Ancestor:
         licence: likewise.
         method: by which it was merged; empty where it was not, or is not here to tell.
         parents: that it was merged from.
-        found: whether it was found here and looked into.
+        found: whether it was found here, with the content that its child recorded, and looked into.
+        doubt: why a model of its name that is here is not taken for it.
+        again: whether it was met before in this tree, where its own parents stand.
     """
 
     name: str
@@ -35,6 +40,8 @@ class Ancestor:
     method: str = ""
     parents: tuple[Ancestor, ...] = ()
     found: bool = True
+    doubt: str = ""
+    again: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -45,12 +52,16 @@ class Ancestor:
             "licence": self.licence,
             "method": self.method,
             "found": self.found,
+            "doubt": self.doubt,
+            "again": self.again,
             "parents": [parent.as_dict() for parent in self.parents],
         }
 
 
 def trace_back(path: Path, parents: Path | None = None) -> Ancestor:
     """Follow what a merged model tells of its parents, and what those tell of theirs.
+
+    A name leads to a model only if its content is the recorded one.
 
     Args:
         path: a model.
@@ -61,10 +72,13 @@ def trace_back(path: Path, parents: Path | None = None) -> Ancestor:
         WeightsError: there is no model at `path`.
     """
     folder = parents or (path.parent if path.is_file() else path.resolve().parent)
-    return _look(path, Ancestor(path.name), folder, 0)
+    return _look(path, Ancestor(path.name), folder, 0, {})
 
 
-def _look(path: Path, known: Ancestor, folder: Path, depth: int) -> Ancestor:
+def _look(
+    path: Path, known: Ancestor, folder: Path, depth: int, met: dict[tuple[Path, str], str]
+) -> Ancestor:
+    """What a model tells of its parents; `met` is what was doubted of each that was looked into before."""
     told = recorded(headers.read(path))
     if told is None or depth >= _DEEPEST:
         return known
@@ -82,14 +96,28 @@ def _look(path: Path, known: Ancestor, folder: Path, depth: int) -> Ancestor:
             and there.resolve() != path.resolve()
         ):
             try:
-                seen = Ancestor(name, parent.role, parent.hash, parent.licence)
-                parent = _look(there, seen, folder, depth + 1)
+                again = (here := (there.resolve(), parent.hash)) in met
+                doubt = met[here] if again else met.setdefault(here, _doubt(there, parent.hash))
+                parent = dataclasses.replace(parent, found=not doubt, doubt=doubt, again=again and not doubt)
+                parent = parent if doubt or again else _look(there, parent, folder, depth + 1, met)
             except IsthmusError:
                 pass  # something else of that name: the model is then not here
         grown.append(parent)
-    return Ancestor(
-        known.name, known.role, known.hash, known.licence, _method(told.recipe), tuple(grown), known.found
-    )
+    return dataclasses.replace(known, method=_method(told.recipe), parents=tuple(grown))
+
+
+def _doubt(path: Path, told: str) -> str:
+    """Why a model is not the one whose hash is told; empty where it is.
+
+    Raises:
+        WeightsError: there is no model at `path`.
+    """
+    files = headers.read(path).files
+    before = told.partition(" + ")[0]  # the hash of an adapter may follow
+    if not before:
+        return "no content is recorded, and one of that name is here"
+    with progress.task("hashing", unit="bytes") as advance:
+        return "" if content_hash(files, advance, before) == before else "another of that name is here"
 
 
 def _method(recipe: str) -> str:
@@ -121,7 +149,9 @@ def _lines(ancestor: Ancestor, first: str, rest: str) -> list[str]:
     if ancestor.licence not in ("", "unknown"):
         told.append(ancestor.licence)
     if not ancestor.found:
-        told.append("not here")
+        told.append(ancestor.doubt or "not here")
+    if ancestor.again:
+        told.append("as above")
     lines = [first + "  ".join(told)]
     for index, parent in enumerate(ancestor.parents):
         last = index == len(ancestor.parents) - 1

@@ -8,26 +8,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from isthmus.recipe.parents import Parent, is_id
+from isthmus.recipe.parents import Parent
 from isthmus.recipe.schema import Recipe
+
+# What stands for a licence without saying which: two cards with it need not mean the same one.
+_VAGUE = {None, "other", "unknown"}
 
 
 def licence_of(recipe: Recipe, parents: Mapping[str, Parent]) -> tuple[str | None, str]:
     """The output's licence and the sentence that says why; nothing is invented.
 
-    It is the parents' own where all have the same one; else it is what the recipe says, and where it says
-    nothing it is left out: which licence a mixture may have is for a person to decide.
+    It is the parents' own where all of them, adapters included, have the same one; else it is what the recipe says, and
+    where it says nothing it is left out: which licence a mixture may have is for a person to decide. A recipe that
+    contradicts its parents changes nothing, and the sentence says so.
     """
-    found = {name: parent.licence for name, parent in parents.items()}
-    known = {value for value in found.values() if value}
-    if recipe.isthmus.licence:
-        return recipe.isthmus.licence, "The licence is the one that the recipe states."
-    if len(known) == 1 and all(found.values()):
-        return next(iter(known)), "All parents have this licence."
-    listed = ", ".join(f"{parents[n].name}: {v or 'unknown'}" for n, v in found.items())
+    stated = recipe.isthmus.licence
+    known = {licence for parent in parents.values() for licence in parent.licences}
+    if len(known) == 1 and not known & _VAGUE:
+        common = next(iter(known))
+        unused = "" if stated in (None, common) else f" The recipe states {_cell(stated)}, which goes unused."
+        return common, f"All parents have this licence.{unused}"
+    if stated:
+        return stated, "The licence is the one that the recipe states."
+    listed = ", ".join(
+        f"{_cell(parent.name)}: {_cell(parent.licence or 'unknown')}" for parent in parents.values()
+    )
     return (
         None,
-        f"The parents' licences are not one ({listed}), so none is stated here: check each before use.",
+        f"The parents' licences cannot be summed up ({listed}), so none is stated here: check each before use.",
     )
 
 
@@ -44,7 +52,7 @@ def model_card(
 
     Args:
         recipe: as read.
-        text: as written.
+        text: as it is published.
         parents: by the recipe's own names.
         names: how each is called in public.
         hashes: of their contents, where known.
@@ -52,7 +60,7 @@ def model_card(
         measured: what was found on data, a line each.
     """
     licence, why = licence_of(recipe, parents)
-    ids = [parent.reference.path for parent in parents.values() if is_id(parent.reference.path)]
+    ids = [name for parent in parents.values() for name in parent.ids]
     front = ["---"]
     if ids:
         front += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(ids))]

@@ -9,7 +9,7 @@ Source: the tables of mergekit 0.1.5 (names, defaults, required), as its registr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -109,7 +109,7 @@ PARAMETERS = _table(
     Parameter("normalize_weights", "switch"),
     Parameter("eps", "number", 0, above=True),
     Parameter("max_iter", "whole", 1),
-    Parameter("tol", "number", 0),
+    Parameter("tol", "number", 0, above=True),
     Parameter("filter_wise", "switch"),
     Parameter("select_topk", "number", 0, 1),
     Parameter("r", "number"),
@@ -197,6 +197,60 @@ _ALL = (
 
 #: mergekit's methods by name.
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
+
+
+#: Methods that divide by the sum of the weights and cannot where it is 0, with the switch that turns it off.
+NORMALIZED = {"linear": "normalize", "task_arithmetic": "normalize", "multislerp": "normalize_weights"}
+
+
+def refused(method: Method, values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Values that a parameter may have, and this method's arithmetic has no use for.
+
+    Args:
+        method: of mergekit, or (then nothing is known of it) another.
+        values: of one model, or of the tensor as a whole; None where nothing is given.
+
+    Yields:
+        A parameter, and what is wrong with it.
+    """
+    trims = "lambda" in method.parameters and method.name != "task_arithmetic"
+    name = "density" if trims else "select_topk"
+    if values.get(name) == 0:
+        yield name, "is 0: nothing would be kept"
+    if trims and values.get("gamma") == 1:
+        yield "gamma", "is 1: everything would be dropped"
+    t = values.get("t")
+    if method.name == "nearswap" and isinstance(t, int | float) and t < 0:
+        yield "t", f"is {t:g}: it must be at least 0"
+    density, epsilon = values.get("density"), values.get("epsilon")
+    if not isinstance(density, int | float) or not isinstance(epsilon, int | float) or density == 0:
+        return
+    low, high = density - epsilon, density + epsilon
+    if density < 1 and not (low > 0 and high < 1):
+        yield "epsilon", f"is {epsilon:g}: with density {density:g}, {low:g} to {high:g} are no probabilities"
+    elif epsilon > 1:
+        yield "epsilon", f"is {epsilon:g}: it must be at most 1"
+
+
+def summed_to_nothing(
+    method: Method, shared: Mapping[str, object], own: Sequence[Mapping[str, object]]
+) -> bool:
+    """Whether a method would divide by the sum of weights that sum to 0.
+
+    Args:
+        method: of mergekit, or (then nothing is known of it) another.
+        shared: parameters of the tensor as a whole.
+        own: of each model.
+    """
+    if method.name not in NORMALIZED:
+        return False
+    task_vectors = method.name == "task_arithmetic"
+    normalized = shared.get(NORMALIZED[method.name])
+    if not (not task_vectors if normalized is None else normalized):
+        return False
+    merged = [values for values in own if values]  # all but the base
+    weights = [weight for values in merged if isinstance(weight := values.get("weight"), int | float)]
+    return 0 < len(weights) == len(merged) and abs(sum(weights)) < (1e-8 if task_vectors else 1e-12)
 
 
 def method_name(name: str) -> str:

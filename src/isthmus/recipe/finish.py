@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,22 +13,18 @@ import torch
 from torch import Tensor
 
 from isthmus import weights
-from isthmus.engine import Source
-from isthmus.engine.sources import reader
+from isthmus.align import Alignment
+from isthmus.maps import Transport
 from isthmus.measure import Evaluation, evaluate
 from isthmus.program import Program, export
-from isthmus.program.module import completed
-from isthmus.program.pretrained import stored_names
 from isthmus.recipe.afterwards import Afterwards
-from isthmus.recipe.folder import public_name
+from isthmus.recipe.bench import Bench
 from isthmus.recipe.jobs import arithmetic
 from isthmus.recipe.plan import Plan
-from isthmus.recipe.texts import LENGTH, Batches, Text, read_text, refuse_unless_causal
+from isthmus.recipe.published import public_name
+from isthmus.recipe.texts import Text, refuse_unless_causal
 from isthmus.repair import Repaired
 from isthmus.repair.by_name import apply
-from isthmus.zoo import Dataset, Loader, open_data
-
-_BATCH = 250
 
 #: How the merge is called beside its parents.
 MERGED = "merged"
@@ -113,27 +109,24 @@ def _perplexity(score: Evaluation) -> float:
 
 
 class Trial:
-    """A model and data that fit each other, made before the merge: what cannot be done is said then.
+    """A merged model on a bench, which is tried before the merge: what cannot be done is said then.
 
     Args:
         plan: whose recipe asks for a repair or an evaluation.
+        bench: what its rig has become.
 
     Raises:
-        IsthmusError: the data cannot be read, or the model not be made or run on it.
+        IsthmusError: the model cannot be run on the data.
     """
 
-    def __init__(self, plan: Plan):
-        assert plan.after is not None
-        ours = plan.recipe.isthmus
-        self._plan = plan
+    def __init__(self, plan: Plan, bench: Bench):
+        assert plan.after is not None and bench.data is not None
+        self._plan, self._bench = plan, bench
         self._after: Afterwards = plan.after
-        with torch.random.fork_rng(devices=[]):  # factories draw weights, all of which are replaced
-            self.model, _ = self._after.make()
-        self._names = stored_names(self.model)
-        self.data = self._read_data()
-        self.calibration = self._loader("train", ours.calibration or None)
-        self.validation = self._loader("validation", None)
-        self.test = self._loader("test", None)
+        self.model, self.data = bench.model, bench.data
+        self.calibration = bench.calibration
+        self.validation = bench.loader("validation")
+        self.test = bench.loader("test")
         inputs, targets = next(iter(self.validation))
         last = torch.full_like(targets[:2], self.data.num_classes - 1)
         evaluate(
@@ -142,25 +135,12 @@ class Trial:
         if isinstance(self.data, Text):
             refuse_unless_causal(self.model, inputs, self.data.vocabulary)
 
-    def _read_data(self) -> Dataset | Text:
-        ours = self._plan.recipe.isthmus
-        if self._after.text is None:
-            return open_data(self._after.data).split(validation=ours.validation, seed=ours.seed)
-        with torch.no_grad():
-            answer = self.model(torch.zeros(1, 2, dtype=torch.long))
-        longest = getattr(getattr(self.model, "config", None), "max_position_embeddings", LENGTH)
-        return read_text(
-            self._after.text, self._after.tokenizer, answer.shape[-1], ours.validation, int(longest)
-        )
-
-    def _loader(self, split: str, limit: int | None) -> Loader | Batches:
-        return self.data.loader(split, batch_size=_BATCH, limit=limit)
-
     def finish(
         self,
         folder: Path,
         parents: Mapping[str, Mapping[str, Tensor]],
         dtypes: Mapping[str, torch.dtype],
+        alignment: Alignment | None = None,
     ) -> Finished:
         """Repair what was merged, choose, and measure.
 
@@ -168,17 +148,18 @@ class Trial:
             folder: of the merge as it came.
             parents: each parent's tensors under the output's names and orders, read when touched.
             dtypes: that the output's tensors are written in.
+            alignment: by which parents were moved that are given as they were before.
 
         Raises:
             IsthmusError: as the repair and the measures.
         """
-        merged = self._fitted(weights.load(folder))
+        merged = self._bench.fitted(weights.load(folder))
         validation = {MERGED: evaluate(self.model, self.validation, merged, split="validation")}
         chosen, final = MERGED, merged
         repaired: Repaired | None = None
         changed: dict[str, Tensor] = {}
         if self._after.repair is not None:
-            repaired = self._repaired(merged, parents)
+            repaired = self._repaired(merged, parents, alignment)
             changed, after = self._written(repaired, merged, dtypes)
             name = f"{MERGED} + {repaired.method}"
             validation[name] = evaluate(self.model, self.validation, after, split="validation")
@@ -189,7 +170,7 @@ class Trial:
         scores: dict[str, Evaluation] = {}
         if self._plan.recipe.isthmus.evaluate is not None:
             for name, tensors in parents.items() if self._after.whole else ():
-                state = self._fitted(tensors)
+                state = self._bench.fitted(tensors)
                 scores[self._label(name)] = evaluate(self.model, self.test, state, split="test")
             scores[MERGED] = evaluate(self.model, self.test, merged, split="test")
             if chosen != MERGED:
@@ -201,34 +182,45 @@ class Trial:
         return Finished(changed, scores, validation, chosen, repaired, sizes, text)
 
     def _repaired(
-        self, merged: Mapping[str, Tensor], parents: Mapping[str, Mapping[str, Tensor]]
+        self,
+        merged: Mapping[str, Tensor],
+        parents: Mapping[str, Mapping[str, Tensor]],
+        alignment: Alignment | None,
     ) -> Repaired:
         images, _ = next(iter(self.calibration))
         program = export(self.model, images[:2])
         part = shares(self._plan) if self._after.goals else {}
-        models = [self._fitted(parents[name]) for name in part]
+        models = [self._bench.fitted(parents[name]) for name in part]
+        transports: list[Transport] | None = None
+        terms = models
+        if alignment is not None and part:
+            weighted = alignment.weighted([part.get(name, 0.0) for name in self._plan.parents])
+            moves = [m for name, m in zip(self._plan.parents, weighted, strict=True) if name in part]
+            if not alignment.keeps_functions:
+                # Units are mixed: what is measured is the models as they are, and the statistics are moved.
+                terms = [move.apply(model) for move, model in zip(moves, models, strict=True)]
+                transports, program = moves, alignment.graph.program
+            models = [move.own(model) for move, model in zip(moves, models, strict=True)]
+            terms = models if transports is None else terms
         asked = self._after.repair
         assert asked is not None
         return apply(
-            program, program, merged, models, list(part.values()), asked, self.calibration, score=self._score
+            program,
+            program,
+            merged,
+            models,
+            list(part.values()),
+            asked,
+            self.calibration,
+            transports=transports,
+            terms=terms,
+            score=self._score,
         )[0]
 
     def _score(self, program: Program, state: Mapping[str, Tensor]) -> float:
         """What a repair chooses by, where it has to choose: higher is better."""
         found = evaluate(program, self.validation, state, split="validation")
         return -found.loss if self._plan.recipe.isthmus.evaluate == "loss" else found.accuracy
-
-    def _fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state of the model, under its own names and in its dtypes.
-
-        Raises:
-            MismatchError: names or shapes disagree.
-        """
-        own = self.model.state_dict()
-        mine = {stored: name for name, stored in self._names.items()}
-        found = completed({mine.get(name, name): tensor for name, tensor in tensors.items()}, self.model)
-        weights.check_same(own, found, ("the model", "the checkpoint"))
-        return {name: found[name].to(tensor.dtype) for name, tensor in own.items()}
 
     def _written(
         self, repaired: Repaired, merged: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
@@ -237,7 +229,7 @@ class Trial:
         changed: dict[str, Tensor] = {}
         state = dict(merged)
         for name, tensor in repaired.weights.items():
-            stored = self._names.get(name, name)
+            stored = self._bench.stored(name)
             if stored in dtypes and not torch.equal(tensor, merged[name]):
                 changed[stored] = tensor.to(dtypes[stored]).contiguous()
                 state[name] = changed[stored].to(merged[name].dtype)
@@ -270,7 +262,7 @@ def shares(plan: Plan) -> dict[str, float]:
     for row in plan.rows:
         if row.how != "merged":
             continue
-        rule, given, options = arithmetic(plan, row)
+        rule, given, options = arithmetic(plan.recipe, row)
         parts = [part.model for part in row.parts if not part.base]
         if rule == "slerp":
             base = next((part.model for part in row.parts if part.base), None)
@@ -283,27 +275,3 @@ def shares(plan: Plan) -> dict[str, float]:
             total[model] = total.get(model, 0.0) + weight / sum(given) * math.prod(row.shape)
     whole = sum(total.values())
     return {name: total[name] / whole for name in plan.parents if total.get(name)}
-
-
-class TensorsOf(Mapping[str, Tensor]):
-    """A parent's tensors as the merge reads them: under the output's names, in its orders, adapters added.
-
-    Args:
-        sources: by the output's names.
-        checkpoints: of the work, opened.
-    """
-
-    def __init__(self, sources: Mapping[str, Source], checkpoints: Sequence[Mapping[str, Tensor]]):
-        self._sources = sources
-        self._checkpoints = checkpoints
-
-    def __getitem__(self, name: str) -> Tensor:
-        found = reader(self._sources[name], self._checkpoints)
-        # A copy: what is read may be the file itself, and its pages are let go.
-        return found.elements(0, math.prod(found.shape)).view(found.shape).clone()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from isthmus.recipe.card import model_card
+from isthmus.recipe.card import licence_of, model_card
 from isthmus.recipe.parents import Parent, read_json
+from isthmus.recipe.published import public_name, public_text
 from isthmus.recipe.rows import Rows
 from isthmus.recipe.schema import Recipe
 from isthmus.recipe.vocabulary import HEADS, Vocabulary
@@ -75,7 +76,10 @@ def beside(
         _remade(files, vocabulary)
     if template is not None:
         _templated(files, template, notes)
-    files["recipe.yml"] = Beside("recipe.yml", text=text)
+    files["recipe.yml"] = Beside("recipe.yml", text=public_text(recipe, text))
+    licence, why = licence_of(recipe, parents)
+    if recipe.isthmus.licence not in (None, licence):
+        notes.append(f"licence: {licence}. {why}")
     return [files[name] for name in sorted(files)]
 
 
@@ -211,15 +215,9 @@ def provenance(
     return {
         "format": "pt",
         "isthmus.version": version,
-        "isthmus.recipe": text,
+        "isthmus.recipe": public_text(recipe, text),
         "isthmus.parents": json.dumps(told, ensure_ascii=False),
     }
-
-
-def public_name(parent: Parent) -> str:
-    """A model's name without the folders of this machine."""
-    model = parent.name if not parent.reference.revision else f"{parent.name}@{parent.reference.revision}"
-    return f"{model}+{Path(parent.reference.lora).name}" if parent.reference.lora else model
 
 
 def card(
@@ -233,4 +231,5 @@ def card(
     """The output's README.md."""
     names = {name: public_name(parent) for name, parent in parents.items()}
     title = recipe.name or out.name
-    return Beside("README.md", text=model_card(recipe, text, parents, names, hashes, title, measured))
+    shown = public_text(recipe, text)
+    return Beside("README.md", text=model_card(recipe, shown, parents, names, hashes, title, measured))

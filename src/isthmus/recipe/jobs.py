@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
 from isthmus.engine import Adapter, Job, Order, Source
+from isthmus.engine.sources import reader
+from isthmus.errors import InputError
 from isthmus.recipe.dialect import METHODS, method_name
 from isthmus.recipe.headers import NAMES
 from isthmus.recipe.rows import Part
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from isthmus.recipe.alignment import Aligned
     from isthmus.recipe.plan import Plan
     from isthmus.recipe.rows import Row
+    from isthmus.recipe.schema import Recipe
 
 _INTEGERS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -46,6 +51,11 @@ class Padding:
 class Jobs:
     """All jobs of a plan.
 
+    Args:
+        plan: a checked recipe.
+        padding_file: where `padding` will lie.
+        aligned: how models were brought together, if they were.
+
     Attributes:
         checkpoints: paths, as the jobs' indices mean them; the last is `padding`'s where there is any.
         jobs: in natural order of their names.
@@ -62,12 +72,18 @@ class Jobs:
                 self._adapters[name] = len(self.checkpoints)
                 self.checkpoints.append(str(parent.adapter.path.absolute()))
         self._orders: dict[tuple[str, str], tuple[Order, ...]] = {}
+        self._moved: dict[tuple[str, str], tuple[int, torch.dtype]] = {}
         if aligned is not None:
             index = len(self.checkpoints)
-            self.checkpoints.append(str(aligned.file))
+            self.checkpoints += map(str, aligned.files.values())
             self._orders = {
                 place: tuple(Order(dim, index, name) for dim, name in dims)
                 for place, dims in aligned.orders.items()
+            }
+            self._moved = {
+                (model, name): (index + offset, dtype)
+                for offset, model in enumerate(aligned.files)
+                for name, dtype in aligned.moved.items()
             }
         self.padding: dict[tuple[str, str], Padding] = {}
         self._padding_index = len(self.checkpoints)
@@ -93,7 +109,7 @@ class Jobs:
         if row.how != "merged":
             dtype = _INTEGERS.get(row.dtype) or cast("torch.dtype", getattr(torch, row.dtype))
             return Job(row.name, row.shape, dtype, (self._source(row, row.parts[0], row.parts[:1]),))
-        rule, weights, options = arithmetic(self._plan, row)
+        rule, weights, options = arithmetic(self._plan.recipe, row)
         base = next((part for part in row.parts if part.base), None)
         parts = [part for part in row.parts if not part.base]
         if rule == "slerp" and base is not None:
@@ -110,8 +126,12 @@ class Jobs:
     def _source(self, row: Row, part: Part, parts: tuple[Part, ...]) -> Source:
         """A part as the engine reads it: adapter added, rows remade, rounded as the recipe says."""
         vocabulary = self._plan.vocabulary
-        plain = self._plain(part)
         wanted = self._plan.recipe.dtype
+        if (place := self._moved.get((part.model, row.name))) is not None:
+            index, dtype = place
+            asked = getattr(torch, wanted) if wanted else dtype
+            return Source(index, row.name, dtype=None if asked == dtype else asked)
+        plain = self._plain(part)
         stored = NAMES.get(self._plan.parents[part.model].checkpoint.entries[part.name].dtype)
         narrow = getattr(torch, wanted) if wanted and stored and wanted != stored else None
         if not row.tokens or vocabulary is None or not self._has_tokens(part):
@@ -176,18 +196,21 @@ def _replace(source: Source, **changes: object) -> Source:
     return dataclasses.replace(source, **changes)  # type: ignore[arg-type]
 
 
-def arithmetic(plan: Plan, row: Row) -> tuple[str, tuple[float, ...], dict[str, object]]:
+def arithmetic(recipe: Recipe, row: Row) -> tuple[str, tuple[float, ...], dict[str, object]]:
     """The rule, weights and options that a row's method and parameters mean.
 
     Args:
-        plan: whose method and convention hold.
+        recipe: whose method and convention hold.
         row: a merged row.
 
     Returns:
         As a `Job` takes them: one weight per part that is not the base.
+
+    Raises:
+        InputError: a parameter is given for some models only, where the rule's own default holds for the others.
     """
     parts = [part for part in row.parts if not part.base]
-    method = METHODS.get(method_name(plan.recipe.merge_method))
+    method = METHODS.get(method_name(recipe.merge_method))
     values = {key: value for key, value in row.values.items() if value is not None}
     weights = tuple(
         float(cast("float", p.values["weight"])) for p in parts if p.values.get("weight") is not None
@@ -195,10 +218,10 @@ def arithmetic(plan: Plan, row: Row) -> tuple[str, tuple[float, ...], dict[str, 
     if method is None:
         from isthmus.recipe.own import arithmetic_of
 
-        return arithmetic_of(plan.recipe.merge_method, weights, values)
+        return arithmetic_of(recipe.merge_method, weights, values)
     name = method.rule
     if "lambda" in method.parameters:
-        return name, weights, _task_vectors(plan, name, parts, values)
+        return name, weights, _task_vectors(recipe, name, parts, values)
     if name == "linear":
         return name, weights, values
     if name == "passthrough":
@@ -216,15 +239,15 @@ def arithmetic(plan: Plan, row: Row) -> tuple[str, tuple[float, ...], dict[str, 
         return name, weights, {renamed[key]: value for key, value in values.items()}
     if name == "model-stock":
         options = {"per": "row" if values.get("filter_wise") else "tensor"}
-        return name, (), {**options, **_convention(plan, name)}
+        return name, (), {**options, **_convention(recipe, name)}
     if "select_topk" in values:
         values["density"] = values.pop("select_topk")
     values.pop("int8_mask", None)  # asks for a narrower mask in memory: no number depends on it
-    return name, (), {**values, **_convention(plan, name)}
+    return name, (), {**values, **_convention(recipe, name)}
 
 
 def _task_vectors(
-    plan: Plan, name: str, parts: list[Part], values: Mapping[str, object]
+    recipe: Recipe, name: str, parts: list[Part], values: Mapping[str, object]
 ) -> dict[str, object]:
     """The options of mergekit's generalised task arithmetic, in our words."""
     options: dict[str, object] = {}
@@ -236,18 +259,45 @@ def _task_vectors(
         return options
     for key in ("density", "gamma", "epsilon"):
         given = [part.values.get(key) for part in parts]
-        if any(value is not None for value in given):
-            options[key] = (
-                tuple(float(cast("float", value)) for value in given) if None not in given else given
+        if all(value is not None for value in given):
+            options[key] = tuple(float(cast("float", value)) for value in given)
+        elif any(value is not None for value in given):
+            raise InputError(
+                f"{key} is given for some models only, and {name} has one default for all of them",
+                hint=f"give {key} for every model, or once under `parameters`",
             )
     if "normalize" in values:
         options["divide"] = "weights" if values["normalize"] else "none"
     if "rescale" in values:
         options["rescale"] = "norm" if values["rescale"] else "none"
-    return {**options, **_convention(plan, name)}
+    return {**options, **_convention(recipe, name)}
 
 
-def _convention(plan: Plan, name: str) -> dict[str, object]:
+def _convention(recipe: Recipe, name: str) -> dict[str, object]:
     from isthmus.combine import options_of
 
-    return {"convention": plan.recipe.isthmus.convention} if "convention" in options_of(name) else {}
+    return {"convention": recipe.isthmus.convention} if "convention" in options_of(name) else {}
+
+
+class TensorsOf(Mapping[str, Tensor]):
+    """A parent's tensors as the merge reads them: under the output's names, in its orders, adapters added.
+
+    Args:
+        sources: by the output's names.
+        checkpoints: of the work, opened.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], checkpoints: Sequence[Mapping[str, Tensor]]):
+        self._sources = sources
+        self._checkpoints = checkpoints
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = reader(self._sources[name], self._checkpoints)
+        # A copy: what is read may be the file itself, and its pages are let go.
+        return found.elements(0, math.prod(found.shape)).view(found.shape).clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)

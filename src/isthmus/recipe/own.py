@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from isthmus.errors import InputError
 from isthmus.recipe.dialect import REQUIRED, Method
+
+if TYPE_CHECKING:
+    from isthmus.recipe.rows import Row
+    from isthmus.recipe.schema import Recipe
 
 
 def names() -> tuple[str, ...]:
@@ -53,3 +59,22 @@ def arithmetic_of(
     total = sum(weights)
     shares = terms_of(name).weighing == "shares" and total != 0
     return name, tuple(w / total for w in weights) if shares else tuple(weights), dict(values)
+
+
+def refusal(recipe: Recipe, row: Row) -> InputError | None:
+    """What a row's rule says of its weights and options, where it would not merge with them.
+
+    Args:
+        recipe: whose method and convention hold.
+        row: that is merged.
+    """
+    from isthmus.combine import blockwise
+    from isthmus.recipe.jobs import arithmetic
+
+    try:
+        rule, weights, options = arithmetic(recipe, row)
+        # SLERP's base is one of its models.
+        blockwise(rule, weights or sum(rule == "slerp" or not part.base for part in row.parts), options)
+    except InputError as error:
+        return error
+    return None

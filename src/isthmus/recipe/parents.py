@@ -35,6 +35,7 @@ class Parent:
         config: its `config.json`, empty where it has none.
         adapter: what is added to it on the way, if anything.
         remote: where its weights are on the hub, `org/name@commit`, if they are not here yet; a run fetches them.
+        ids: names on the hub that it and its adapter were found under; a path that looks like one is none.
     """
 
     reference: Reference
@@ -43,6 +44,7 @@ class Parent:
     config: Mapping[str, object] = field(default_factory=lambda: cast("dict[str, object]", {}))
     adapter: Adapter | None = None
     remote: str | None = None
+    ids: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -52,7 +54,7 @@ class Parent:
     @property
     def name(self) -> str:
         """What tables and cards call it: a hub id as it is, a path by its last part."""
-        return self.reference.path if is_id(self.reference.path) else Path(self.reference.path).name
+        return self.reference.path if self.reference.path in self.ids else Path(self.reference.path).name
 
     @property
     def tied(self) -> bool:
@@ -82,9 +84,16 @@ class Parent:
         return size if isinstance(size, int) and not isinstance(size, bool) else None
 
     @functools.cached_property
+    def licences(self) -> tuple[str | None, ...]:
+        """The `license` of its model card, and of its adapter's if it has one; None for what states none."""
+        folders = [self.folder] if self.adapter is None else [self.folder, self.adapter.path.parent]
+        return tuple(card_field(folder / "README.md", "license") for folder in folders)
+
+    @property
     def licence(self) -> str | None:
-        """The `license` of its model card, if it has one."""
-        return card_field(self.folder / "README.md", "license")
+        """The same in words: `mit`, or `mit + unknown` where model and adapter differ; None where none is stated."""
+        told = " + ".join(dict.fromkeys(licence or "unknown" for licence in self.licences))
+        return None if told == "unknown" else told
 
 
 def is_id(text: str) -> bool:
@@ -172,7 +181,9 @@ def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | No
         InputError: its adapter is of a kind that cannot be applied.
     """
     path, remote = _here(reference.path, roots, inside), None
+    ids: list[str] = []
     if path is None:
+        ids.append(reference.path)
         path, checkpoint, remote = _on_hub(reference)
     else:
         checkpoint = _headers(path)
@@ -181,8 +192,9 @@ def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | No
     adapter = None
     if reference.lora is not None:
         where = _here(reference.lora, roots, inside)
+        ids += [reference.lora] if where is None else []
         adapter = _adapter_on_hub(reference, checkpoint) if where is None else read_adapter(where, checkpoint)
-    return Parent(reference, path, checkpoint, config, adapter, remote)
+    return Parent(reference, path, checkpoint, config, adapter, remote, tuple(ids))
 
 
 def _on_hub(reference: Reference) -> tuple[Path, Checkpoint, str | None]:
@@ -291,7 +303,9 @@ def card_field(card: Path, name: str) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def content_hash(files: tuple[Path, ...], progress: Callable[[int], None] = lambda _: None) -> str:
+def content_hash(
+    files: tuple[Path, ...], progress: Callable[[int], None] = lambda _: None, like: str = ""
+) -> str:
     """What the bytes of a checkpoint are: `sha256:...`, or `sampled-sha256:...` for large ones.
 
     Small checkpoints are hashed whole; of large ones the sizes, the headers and 64 pieces of 64 KiB,
@@ -301,17 +315,18 @@ def content_hash(files: tuple[Path, ...], progress: Callable[[int], None] = lamb
     Args:
         files: in order.
         progress: told the bytes that were read.
+        like: an earlier hash to compare with: the same kind is taken, wherever the files are now.
     """
     digests: list[str] = []
-    whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH
-    known = [file.resolve().name for file in files]
-    if all(re.fullmatch(r"[0-9a-f]{64}", name) for name in known):
-        whole = True
-    for file, name in zip(files, known, strict=True):
-        if re.fullmatch(r"[0-9a-f]{64}", name):
-            digests.append(name)
+    names = [file.resolve().name for file in files]
+    known = [re.fullmatch(r"[0-9a-f]{64}", name) is not None for name in names]
+    whole = all(known) or sum(file.stat().st_size for file in files) <= WHOLE_HASH
+    whole = {"sha256": True, "sampled-sha256": False}.get(like.partition(":")[0], whole)
+    for file, name, named in zip(files, names, known, strict=True):
+        if not whole:
+            digests.append(_hash_samples(file, progress))
         else:
-            digests.append(_hash_whole(file, progress) if whole else _hash_samples(file, progress))
+            digests.append(name if named else _hash_whole(file, progress))
     kind = "sha256" if whole else "sampled-sha256"
     if len(digests) == 1:
         return f"{kind}:{digests[0]}"

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError, IsthmusError
-from isthmus.recipe import afterwards, alignment
+from isthmus.recipe import afterwards, alignment, costs, rig
 from isthmus.recipe.afterwards import Afterwards
+from isthmus.recipe.alignment import Moving
 from isthmus.recipe.dialect import Method, method_of
 from isthmus.recipe.folder import Beside, beside
 from isthmus.recipe.headers import SIZES
 from isthmus.recipe.parents import Parent, open_parent, size_of
 from isthmus.recipe.reading import examine
+from isthmus.recipe.rig import MODEL_HINT, Rig
 from isthmus.recipe.rows import Row, plan_rows
-from isthmus.recipe.schema import Recipe
+from isthmus.recipe.schema import UNKNOWN_MODEL, Recipe, Whole
 from isthmus.recipe.show import describe, size, tabulate
 from isthmus.recipe.templates import chat_template
 from isthmus.recipe.text import Problems, read_file
@@ -29,19 +31,7 @@ from isthmus.recipe.vocabulary import Vocabulary, plan_vocabulary
 if TYPE_CHECKING:
     from isthmus.recipe.run import Outcome
 
-# CPU time per element of an input, in nanoseconds, and bytes per second of a disk: the order of magnitude on which a
-# person decides to wait. Measured on 2 cores with three bf16 models of 0.4 GB (user + system, less the start).
-_COST = {
-    "linear": 4, "task-arithmetic": 3, "passthrough": 2, "slerp": 5, "nuslerp": 5, "model-stock": 5, "karcher": 6,
-    "ties": 8, "breadcrumbs": 8, "breadcrumbs-ties": 8, "dare-linear": 12, "dare-ties": 12,
-    "della": 32, "della-linear": 32,
-}  # fmt: skip
-_COST_OTHERWISE, _DISK, _START = 10, 1.0e9, 2.0
-# What the interpreter and torch take, and each thread for every input and the output, in private bytes. Measured on
-# three bf16 models of 0.1 GB: TIES 189, 197 and 213 MB on 1, 2 and 4 threads, DARE 175 to 194, DELLA 189 on 2.
-_MEMORY, _MEMORY_PER_THREAD = 180_000_000, 2_500_000
-# The same where a model is made and run: libraries of models, activations of a batch.
-_RUNNING = 600_000_000
+_LIMIT = ("isthmus", "limits", "memory")
 
 
 @dataclass(frozen=True)
@@ -59,6 +49,8 @@ class Plan:
         notes: what was inferred, changed, left out or not read.
         graph: the file of symmetries that the recipe aligns by, where it names one.
         after: what is done with the merged model, where the recipe asks for a repair or an evaluation.
+        moving: how models are brought together, where they are held whole for it.
+        rig: what weights are run in and on, where any are.
 
     Examples:
         >>> import isthmus
@@ -77,6 +69,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     graph: Path | None = None
     after: Afterwards | None = None
+    moving: Moving | None = None
+    rig: Rig | None = None
 
     @property
     def method(self) -> Method:
@@ -105,27 +99,24 @@ class Plan:
         return self.recipe.isthmus.limits.threads or min(os.cpu_count() or 1, 8)
 
     @property
+    def runs(self) -> bool:
+        """Whether models are run, rather than looked at."""
+        return self.after is not None or (self.moving is not None and self.moving.symmetries == "program")
+
+    @property
     def memory(self) -> int:
-        """Bytes of memory that the merge should need, apart from the page cache; and the models, if any is run."""
-        merging = _MEMORY + self.threads * _MEMORY_PER_THREAD * (1 + len(self.parents))
-        if self.after is None:
-            return merging
-        # The model itself, the merge, the repaired merge or a parent; and all parents where they are goals.
-        states = 3 + (len(self.parents) if self.after.goals else 0)
-        return max(merging, _RUNNING + 4 * states * sum(math.prod(row.shape) for row in self.rows))
+        """Bytes of memory that the merge should need, apart from the page cache; and models that are held whole."""
+        return max(costs.merging(self), costs.aligning(self), costs.running(self))
 
     @property
     def disk(self) -> int:
-        """Bytes of disk that the merge needs on its way: a model that is measured is written twice."""
-        return self.bytes_written * (1 if self.after is None else 2)
+        """Bytes of disk that the merge needs on its way: moved models, and a model that is measured twice."""
+        return self.bytes_written * (1 if self.after is None else 2) + costs.moved(self)
 
     @property
     def seconds(self) -> float:
         """Seconds that the merge should take, to about a factor of two."""
-        cost = _COST.get(self.method.rule, _COST_OTHERWISE) * 1e-9
-        elements = sum(math.prod(row.shape) * len(row.parts) for row in self.rows if row.how == "merged")
-        moved = sum(parent.checkpoint.nbytes for parent in self.parents.values()) + self.bytes_written
-        return _START + max(cost * elements / self.threads, moved / _DISK)
+        return costs.seconds(self)
 
     def run(
         self,
@@ -213,7 +204,16 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
     recipe, problems = examine(text, name)
     if recipe is None:
         raise problems.error()
-    asked = afterwards.read(recipe, roots, inside, problems)
+    if (said := costs.too_low(recipe.isthmus.limits.memory)) is not None:
+        problems.add(_LIMIT, said)
+    after = afterwards.read(recipe, problems)
+    moving = alignment.read(recipe, after, roots, inside, problems)
+    needed = {way: afterwards.NEEDED.get(way, ()) for way in (after.ways if after is not None else ())}
+    if moving is not None or not isinstance(recipe.isthmus.align, Whole):
+        needed["align"] = moving.needed if moving is not None else ()
+        afterwards.check_of_use(recipe.isthmus, needed, problems)
+    named = rig.read(recipe.isthmus, roots, inside, problems)
+    run = named if after is not None or (moving is not None and moving.symmetries != "file") else None
     parents = _parents(recipe, problems, roots, inside)
     if parents is None or not parents:
         raise problems.error()
@@ -225,8 +225,17 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
         else None
     )
     rows = plan_rows(recipe, parents, vocabulary, problems)
-    alignment.check(recipe, parents, rows.rows, roots, inside, problems)
-    after = None if asked is None else afterwards.of(recipe, asked, parents, problems)
+    alignment.check(recipe, moving, parents, rows.rows, roots, inside, problems)
+    asking = after.ways[0] if after is not None else "align"
+    traced = moving is not None and moving.symmetries == "program"
+    runs = after is not None or traced
+    if runs and not recipe.isthmus.model and not parents[base or next(iter(parents))].config:
+        what = "the merged model" if after is not None else "the models"
+        problems.add(
+            ("isthmus", asking),
+            f"{asking} runs {what}, and there is no config.json that says what it is",
+            MODEL_HINT,
+        )
     if not rows.rows and not problems.found:
         problems.add((), "no tensor would come out of this recipe")
     problems.check()
@@ -234,12 +243,12 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
     graph = alignment.graph_file(aligned, roots, inside) if aligned is not None else None
     notes = [*rows.notes]
     files = beside(recipe, text, parents, vocabulary, rows, template, notes)
-    if after is not None:
+    if run is not None:
         config = next((file.text for file in files if file.name == "config.json"), None)
         tokenizer = next((file for file in files if file.name == "tokenizer.json"), None)
-        cut = "" if tokenizer is None or after.text is None else tokenizer.content()
-        after = dataclasses.replace(after, config=config or "", tokenizer=cut)
-        afterwards.check_fit(after, rows.rows, problems)
+        cut = "" if tokenizer is None or run.text is None else tokenizer.content()
+        run = dataclasses.replace(run, config=config or "", tokenizer=cut)
+        rig.check_fit(run, ("isthmus", asking), traced, rows.rows, problems)
         problems.check()
     notes += _adapters(parents)
     notes += [
@@ -247,9 +256,14 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
         for name, parent in parents.items()
         if parent.awaited
     ]
-    return Plan(
-        path, text, recipe, parents, tuple(rows.rows), vocabulary, tuple(files), tuple(notes), graph, after
-    )
+    made = (recipe, parents, tuple(rows.rows), vocabulary, tuple(files), tuple(notes))
+    plan = Plan(path, text, *made, graph, after, moving, run)
+    if (said := costs.over(plan, recipe.isthmus.limits.memory)) is not None:
+        problems.add(_LIMIT, said, costs.STREAMED)
+        problems.check()
+    if (said := costs.tight(plan)) is not None:
+        plan = dataclasses.replace(plan, notes=(*plan.notes, said))
+    return plan
 
 
 def _parents(
@@ -260,7 +274,7 @@ def _parents(
     failed: dict[str, IsthmusError] = {}
     for where, reference in recipe.references():
         name = str(reference)
-        if name == "?" or name in parents:
+        if name == UNKNOWN_MODEL or name in parents:
             continue
         if name not in failed:
             try:
@@ -271,8 +285,19 @@ def _parents(
         said = failed[name]
         more = [f"and {len(said.where) - 6} more"] if len(said.where) > 6 else []
         problems.add(where, "\n".join([said.what, *said.where[:6], *more]), said.hint)
-    stand_ins = any(str(reference) == "?" for _, reference in recipe.references())
-    return None if failed or stand_ins else parents
+    same: dict[tuple[Path, ...], str] = {}
+    told: set[str] = set()
+    for where, reference in recipe.references():
+        if (parent := parents.get(name := str(reference))) is None or name in told:
+            continue
+        adapter = () if parent.adapter is None else (parent.adapter.path.resolve(),)
+        first = same.setdefault((parent.path.resolve(), *adapter), name)
+        if first != name:
+            told.add(name)
+            problems.add(
+                where, f"{name} is the same model as {first}", "write it alike, wherever it is meant"
+            )
+    return parents if not failed and recipe.readable else None
 
 
 def _adapters(parents: Mapping[str, Parent]) -> list[str]:

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from isthmus.recipe import schema
 from isthmus.recipe.dialect import METHODS, PARAMETERS, method_of
-from isthmus.recipe.schema import Recipe
+from isthmus.recipe.mending import key, mended
+from isthmus.recipe.schema import UNKNOWN_LAYERS, UNKNOWN_MODEL, Recipe
 from isthmus.recipe.text import Problems, Where, nearest, parse, read_file
-
-# Words for pydantic's kinds of errors; {} is the offending value, {x} what its context calls x.
-_WORDS = {
-    "missing": "is missing",
-    "string_type": "is {}, not text",
-    "int_type": "is {}, not a whole number",
-    "int_parsing": "is {}, not a whole number",
-    "int_from_float": "is {}, not a whole number",
-    "float_type": "is {}, not a number",
-    "float_parsing": "is {}, not a number",
-    "bool_type": "is {}, neither true nor false",
-    "bool_parsing": "is {}, neither true nor false",
-    "list_type": "is {}, not a list",
-    "dict_type": "is {}, not a mapping",
-    "model_type": "is {}, not a mapping",
-    "model_attributes_type": "is {}, not a mapping",
-    "too_short": "is empty",
-    "greater_than_equal": "is {}, less than {ge}",
-    "less_than": "is {}, not less than {lt}",
-    "less_than_equal": "is {}, more than {le}",
-    "literal_error": "is {}, not {expected}",
-}
 
 
 def read(path: str | Path) -> Recipe:
@@ -69,144 +46,10 @@ def examine(text: str, name: str) -> tuple[Recipe | None, Problems]:
     if not isinstance(data, dict):
         problems.add((), "a recipe is a mapping: merge_method, models, ...")
         return None, problems
-    recipe = _validated(cast("dict[str, object]", data), problems)
+    recipe = mended(cast("dict[str, object]", data), problems)
     if recipe is not None:
         _check(recipe, problems)
     return recipe, problems
-
-
-def _validated(data: dict[str, object], problems: Problems) -> Recipe | None:
-    """Validate, drop what is wrong, and validate the rest: so that later checks still find theirs."""
-    rest = copy.deepcopy(data)
-    dropped: set[Where] = set()
-    for _ in range(50):  # each round drops at least one thing, or ends
-        try:
-            return Recipe.model_validate(rest)
-        except ValidationError as error:
-            before = len(dropped)
-            found = [(_place(rest, entry["loc"]), entry) for entry in error.errors(include_url=False)]
-            for where, entry in found:
-                if where not in dropped:
-                    problems.add(where, _message(cast("dict[str, Any]", entry), where))
-                # What is missing cannot be dropped: what it is missing from can.
-                gone = _drop(rest, where if entry["type"] != "missing" else where[:-1])
-                dropped.update(gone)
-            if len(dropped) == before:
-                return None
-        except RecursionError:
-            problems.add((), "it is nested too deep")
-            return None
-    return None
-
-
-def _place(data: object, location: Sequence[str | int]) -> Where:
-    """pydantic's place as the YAML's: without the names of alternatives, and of what validates a key."""
-    where: list[str | int] = []
-    here = data
-    for step in location:
-        if isinstance(here, Mapping):
-            entries = cast("Mapping[str | int, object]", here)
-            if step not in entries and (str(step).startswith(schema.TAG) or step == "[key]"):
-                continue
-            where.append(step)
-            here = entries.get(step)
-        elif isinstance(here, list):
-            items = cast("list[object]", here)
-            if not isinstance(step, int):
-                continue
-            where.append(step)
-            here = items[step] if step < len(items) else None
-    return tuple(where)
-
-
-def _message(entry: dict[str, Any], where: Where) -> str:
-    kind, value, key = entry["type"], entry.get("input"), _key(where)
-    if kind == "extra_forbidden":
-        return f"unknown key {str(where[-1])!r}{nearest(str(where[-1]), _keys(where[:-1]))}"
-    if kind == "value_error":
-        said = str(entry["ctx"]["error"])
-        return f"{key}: {said}"
-    if kind in _WORDS:
-        return f"{key} {_WORDS[kind].format(_short(value), **entry.get('ctx', {}))}"
-    return f"{key}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
-
-
-def _key(where: Where) -> str:
-    """`models[1].model`, from the innermost key that has a name of its own."""
-    text = ""
-    for step in where:
-        text += f"[{step}]" if isinstance(step, int) else (f".{step}" if text else step)
-    return text or "the recipe"
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _keys(where: Where) -> set[str]:
-    """The keys that are known at a place."""
-    last = next((step for step in reversed(where) if isinstance(step, str)), None)
-    named: dict[str | None, type[BaseModel]] = {
-        None: Recipe,
-        "models": schema.Input,
-        "slices": schema.Slice,
-        "sources": schema.SliceInput,
-        "tokenizer": schema.Tokenizer,
-        "isthmus": schema.Ours,
-        "limits": schema.Limits,
-        "blocks": schema.Block,
-    }
-    kind = named.get(last)
-    if kind is None and len(where) >= 2 and where[-2] in ("tokens", "modules"):
-        kind = schema.Token if where[-2] == "tokens" else schema.Module
-    if kind is None and "parameters" in where:
-        kind = schema.Preset if "blocks" in where else schema.Filtered
-    if kind is None and last == "source":
-        kind = schema.ModelToken
-    if kind is None:
-        return set()
-    return {field.alias or name for name, field in kind.model_fields.items()}
-
-
-# What stands in for a thing that cannot be left out, so that the rest can still be looked at.
-_STAND_INS: dict[str, object] = {"merge_method": "", "model": "?"}
-
-
-def _drop(data: dict[str, object], where: Where) -> set[Where]:
-    """Take one thing out of the data, or the nearest thing around it that a key names.
-
-    Items of lists stay where they are, since problems are told by their index.
-
-    Returns:
-        The places that are gone and need not be missed; empty if nothing could be dropped.
-    """
-    here: object = data
-    holders: list[tuple[dict[str, object], Where]] = []
-    for depth, step in enumerate(where):
-        if isinstance(here, dict):
-            entries = here
-            if step in entries:
-                holders.append((entries, where[: depth + 1]))
-            here = entries.get(str(step))
-        elif isinstance(here, list) and isinstance(step, int) and step < len(cast("list[object]", here)):
-            here = cast("list[object]", here)[step]
-    if isinstance(here, dict) and (not holders or len(holders[-1][1]) < len(where)):
-        # An item of a list, or the recipe, that lacks something.
-        entries = cast("dict[str, object]", here)
-        for name, value in _STAND_INS.items():
-            if name not in entries and (name == "model") == bool(where):
-                entries[name] = value
-                return {(*where, name)}
-    if not holders:
-        return set()
-    entries, place = holders[-1]
-    name = str(place[-1])
-    if name in _STAND_INS and entries[name] != _STAND_INS[name] and len(place) == len(where):
-        entries[name] = _STAND_INS[name]
-    else:
-        del entries[name]
-    return {place}
 
 
 def _check(recipe: Recipe, problems: Problems) -> None:
@@ -224,7 +67,7 @@ def _check(recipe: Recipe, problems: Problems) -> None:
 
         near = nearest(recipe.merge_method, {*METHODS, *names()})
         problems.add(("merge_method",), f"no method is called {recipe.merge_method!r}{near}")
-    based = recipe.base_model is not None or _slices_have_base(recipe)
+    based = recipe.base_model is not None or ("base_model",) in problems.gone or _slices_have_base(recipe)
     if method is not None and method.base == "required" and not based:
         problems.add(("merge_method",), f"{method.name} needs a base_model, and there is none")
     known = {*PARAMETERS, *(method.parameters if method else ())}
@@ -234,6 +77,11 @@ def _check(recipe: Recipe, problems: Problems) -> None:
                 near = nearest(name, method.parameters if method and method.parameters else PARAMETERS)
                 problems.add((*where, name), f"unknown parameter {name!r}{near}")
     _check_numbers(recipe, problems)
+    models = {str(reference) for _, reference in recipe.references()}
+    for i, block in enumerate(recipe.isthmus.blocks):
+        if block.model is not None and str(block.model) not in models and UNKNOWN_MODEL not in models:
+            what = f"{block.model} is no model of this recipe{nearest(str(block.model), models)}"
+            problems.add(("isthmus", "blocks", i, "model"), what)
 
 
 def _slices_have_base(recipe: Recipe) -> bool:
@@ -243,33 +91,35 @@ def _slices_have_base(recipe: Recipe) -> bool:
 
 
 def _check_one_of(part: BaseModel, where: Where, keys: tuple[str, ...], problems: Problems) -> None:
-    given = [key for key in keys if getattr(part, key) is not None]
-    if len(given) != 1:
+    given = [name for name in keys if getattr(part, name) is not None]
+    wrong = any((*where, name) in problems.gone for name in keys)
+    if len(given) > 1 or not (given or wrong):
         choice = f"{', '.join(keys[:-1])} or {keys[-1]}"
         place = (*where, given[1]) if given else where
         what = f"there is {' and '.join(given)}" if given else "there is none"
-        problems.add(place, f"{_key(where)} has exactly one of {choice}: {what}")
+        problems.add(place, f"{key(where)} has exactly one of {choice}: {what}")
 
 
 def _check_inputs(part: Recipe | schema.Module, where: Where, problems: Problems) -> None:
-    for key in ("models", "slices"):
-        value = getattr(part, key)
+    for name in ("models", "slices"):
+        value = getattr(part, name)
         if value is not None and not value:
-            problems.add((*where, key), f"{_key((*where, key))} is empty")
+            problems.add((*where, name), f"{key((*where, name))} is empty")
     seen: dict[str, int] = {}
     for i, entry in enumerate(part.models or ()):
         text = str(entry.model)
-        if text in seen:
+        if text in seen and text != UNKNOWN_MODEL:
             first = problems.line((*where, "models", seen[text], "model"))
             problems.add((*where, "models", i, "model"), f"{text} is in the list already, at line {first}")
         seen.setdefault(text, i)
     for i, piece in enumerate(part.slices or ()):
-        lengths = [source.layer_range[1] - source.layer_range[0] for source in piece.sources]
-        if len(set(lengths)) > 1:
-            at = next(j for j, length in enumerate(lengths) if length != lengths[0])
+        ranges = {j: s.layer_range for j, s in enumerate(piece.sources) if s.layer_range != UNKNOWN_LAYERS}
+        lengths = {j: end - first for j, (first, end) in ranges.items()}
+        if len(set(lengths.values())) > 1:
+            at = next(j for j, length in lengths.items() if length != next(iter(lengths.values())))
             problems.add(
                 (*where, "slices", i, "sources", at, "layer_range"),
-                f"the sources of a slice have equally many layers; these have {', '.join(map(str, lengths))}",
+                f"the sources of a slice have equally many layers; these have {', '.join(map(str, lengths.values()))}",
             )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import platform
+from collections.abc import Callable
 
 import torch
 
 from isthmus.recipe.finish import Finished
 from isthmus.recipe.plan import Plan
+from isthmus.recipe.published import shortener
 from isthmus.report import Profile, Provenance, Results, Row, Setting
 
 
@@ -19,7 +21,7 @@ def results_of(plan: Plan, finished: Finished) -> Results:
         plan: that was run.
         finished: with scores on the test split.
     """
-    ours = plan.recipe.isthmus
+    ours, shorten = plan.recipe.isthmus, shortener(plan.recipe)
     rows = [
         Row(
             name=name,
@@ -44,7 +46,11 @@ def results_of(plan: Plan, finished: Finished) -> Results:
         settings=[
             Setting(name="merge_method", value=plan.recipe.merge_method, default=False),
             *(
-                Setting(name=f"isthmus.{key}", value=_plain(value), default=key not in ours.model_fields_set)
+                Setting(
+                    name=f"isthmus.{key}",
+                    value=_plain(value, shorten),
+                    default=key not in ours.model_fields_set,
+                )
                 for key, value in asked.items()
             ),
         ],
@@ -67,5 +73,5 @@ def _profiles(finished: Finished) -> list[Profile]:
     return [] if repaired is None or not repaired.changed else [Profile.gains(repaired, repaired.method)]
 
 
-def _plain(value: object) -> str | int | float | bool:
-    return value if isinstance(value, str | int | float | bool) else str(value)
+def _plain(value: object, shorten: Callable[[str], str]) -> str | int | float | bool:
+    return value if isinstance(value, int | float | bool) else shorten(str(value))

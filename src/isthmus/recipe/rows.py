@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
-from isthmus.recipe.dialect import REQUIRED, Method, method_of
+from isthmus.recipe.dialect import METHODS, Method, method_of
 from isthmus.recipe.headers import NAMES, Entry
 from isthmus.recipe.layers import Layout, Stack, counts, layout, natural
 from isthmus.recipe.misfits import Misfits
+from isthmus.recipe.own import refusal
 from isthmus.recipe.parents import Parent
-from isthmus.recipe.schema import Input, Module, Recipe, Reference, Slice, SliceInput
-from isthmus.recipe.settings import Level, Spot, block_levels, value_of
+from isthmus.recipe.schema import Input, Module, Recipe, Slice, SliceInput
+from isthmus.recipe.settings import Level, Spot
 from isthmus.recipe.text import Problems, Where
+from isthmus.recipe.values import Context, Given, Source
 from isthmus.recipe.vocabulary import EMBEDDINGS, HEADS, Vocabulary, is_tokens
 
 # Buffers that are computed, not learned, and that old checkpoints carry: their absence is no loss.
@@ -93,26 +94,6 @@ def plan_rows(
     return _Compiler(recipe, parents, vocabulary, problems).rows()
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A model in a slice."""
-
-    model: str
-    level: Level | None
-    first: int | None
-    where: Where
-
-
-@dataclass(frozen=True)
-class _Context:
-    """What holds for all tensors of a slice."""
-
-    sources: tuple[_Source, ...]
-    base: str | None
-    levels: tuple[Level | None, ...]
-    where: Where
-
-
 class _Compiler:
     def __init__(
         self,
@@ -131,6 +112,7 @@ class _Compiler:
         self._layers: dict[tuple[str, ...], int] = {}
         self._origin: list[int] | None = None
         self._misfits = Misfits(recipe, parents, problems)
+        self._given = Given(recipe, self._method, self._misfits, problems)
 
     def rows(self) -> Rows:
         names = {name for parent in self._parents.values() for name in parent.checkpoint.entries}
@@ -165,6 +147,7 @@ class _Compiler:
         if key == "vision_tower":
             found = {name for name in found if "visual.merger" not in name}
         if not found:
+            self._misfits.unseen = True
             there = sorted({name.split(".")[0] for name in names})
             self._problems.add(
                 ("modules", key), f"no tensor is of a module {key!r}; names begin with {', '.join(there)}"
@@ -202,23 +185,25 @@ class _Compiler:
                 else "no layers were found in the names: lists over layers take their first value"
             )
 
-    def _models(self, module: Module, models: Sequence[Input], where: Where) -> _Context:
+    def _models(self, module: Module, models: Sequence[Input], where: Where) -> Context:
         base = str(self._recipe.base_model) if self._recipe.base_model else None
         sources = [
-            _Source(str(entry.model), entry.parameters, None, (*where, "models", i))
+            Source(str(entry.model), entry.parameters, None, (*where, "models", i))
             for i, entry in enumerate(models)
         ]
         if base is not None and base not in [source.model for source in sources]:
             # mergekit adds the base to the models; methods that know no base then merge it as one more.
-            sources.append(_Source(base, None, None, ("base_model",)))
+            sources.append(Source(base, None, None, ("base_model",)))
             if self._method.base == "none":
                 self._notes.append(
                     f"{self._method.name} has no base: {base} is merged as one more model, as in mergekit"
                 )
         self._count(len(sources), (*where, "models"))
-        return _Context(
-            tuple(sources), base, (module.parameters, self._recipe.parameters), (*where, "models")
-        )
+        return Context(tuple(sources), base, self._outer(module, where), (*where, "models"))
+
+    def _outer(self, module: Module, where: Where) -> tuple[tuple[Where, Level | None], ...]:
+        """The levels of a module and of the recipe, with their places."""
+        return ((*where, "parameters"), module.parameters), (("parameters",), self._recipe.parameters)
 
     def _count(self, number: int, where: Where) -> None:
         method = self._method
@@ -232,6 +217,7 @@ class _Compiler:
     ) -> None:
         stack = self._stack(found, where)
         if stack is None:
+            self._misfits.unseen = True
             return
         total = sum(piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0] for piece in slices)
         contexts = [self._slice(module, piece, (*where, "slices", i)) for i, piece in enumerate(slices)]
@@ -289,11 +275,11 @@ class _Compiler:
             )
         return stack
 
-    def _slice(self, module: Module, piece: Slice, where: Where) -> _Context:
+    def _slice(self, module: Module, piece: Slice, where: Where) -> Context:
         reference = piece.base_model or self._recipe.base_model
         base = str(reference) if reference else None
         sources = tuple(
-            _Source(str(s.model), s.parameters, s.layer_range[0], (*where, "sources", j))
+            Source(str(s.model), s.parameters, s.layer_range[0], (*where, "sources", j))
             for j, s in enumerate(piece.sources)
         )
         self._count(len(sources), (*where, "sources"))
@@ -303,7 +289,8 @@ class _Compiler:
                 f"the base {base or 'model'} is not among the sources of this slice",
                 "name it in every slice, with its own layer_range",
             )
-        return _Context(sources, base, (piece.parameters, module.parameters, self._recipe.parameters), where)
+        levels = (((*where, "parameters"), piece.parameters), *self._outer(module, where[:-2]))
+        return Context(sources, base, levels, where)
 
     def _check_ranges(self, sources: Sequence[SliceInput], stack: Stack, where: Where) -> None:
         for j, source in enumerate(sources):
@@ -318,18 +305,17 @@ class _Compiler:
 
     # One row.
 
-    def _row(self, spot: Spot, context: _Context, names: Sequence[str]) -> None:
+    def _row(self, spot: Spot, context: Context, names: Sequence[str]) -> None:
         found = [
             self._resolve(source.model, name) for source, name in zip(context.sources, names, strict=True)
         ]
         if not any(found):
             # A member that only other layers have, or a head that is the embedding everywhere.
             return
-        for index, pattern in enumerate(self._recipe.isthmus.skip):
-            if fnmatch.fnmatchcase(spot.name, pattern):
-                self._misfits.skipped[index] += 1
-                self._skip(spot.name, context, found)
-                return
+        self._misfits.met(spot, [source.model for source in context.sources], found)
+        if self._misfits.skips(spot.name):
+            self._skip(spot.name, context, found)
+            return
         lacking = [s.model for s, name in zip(context.sources, found, strict=True) if name is None]
         if lacking:
             if _BUFFERS.search(spot.name):
@@ -360,58 +346,24 @@ class _Compiler:
     def _merged(
         self,
         spot: Spot,
-        context: _Context,
+        context: Context,
         names: Sequence[str],
         entries: Sequence[Entry],
         shape: tuple[int, ...],
         tokens: bool,
     ) -> None:
-        method, blocks = self._method, self._recipe.isthmus.blocks
-        shared = [*block_levels([b for b in blocks if b.model is None], spot, None), *context.levels]
-        values: dict[str, object] = {}
-        for name, default in method.parameters.items():
-            if name not in method.per_model:
-                values[name] = self._value(name, default, spot, shared, None, context.where, spot.name)
-        parts: list[Part] = []
-        seen_base = False
-        for source, name in zip(context.sources, names, strict=True):
-            # The same model twice in a slice (other layers of it): the first is the base.
-            is_base = method.base != "none" and source.model == context.base and not seen_base
-            seen_base |= is_base
-            levels = [
-                *block_levels(blocks, spot, _reference(self._recipe, source.model)),
-                source.level,
-                *context.levels,
-            ]
-            own: dict[str, object] = {}
-            for key in () if is_base else method.per_model:
-                own[key] = self._value(
-                    key, method.parameters[key], spot, levels, name, source.where, source.model
-                )
-            parts.append(Part(source.model, name, own, is_base))
+        given = self._given.of(spot, context, names)
+        parts = tuple(
+            Part(source.model, name, own, index == given.base)
+            for index, (source, name, own) in enumerate(zip(context.sources, names, given.own, strict=True))
+        )
         dtype = self._recipe.out_dtype or self._recipe.dtype or _promoted([NAMES[e.dtype] for e in entries])
-        self._rows[spot.name] = Row(spot.name, shape, dtype, "merged", tuple(parts), values, tokens)
-
-    def _value(
-        self,
-        name: str,
-        default: object,
-        spot: Spot,
-        levels: Sequence[Level | None],
-        source_name: str | None,
-        where: Where,
-        owner: str,
-    ) -> object:
-        if self._recipe.isthmus.convention == "paper" and default is not REQUIRED:
-            default = None  # what is not given is then the rule's own default
-        try:
-            return value_of(name, default, spot, levels, source_name)
-        except LookupError:
-            self._misfits.lacking[(name, where if source_name else None)].append(owner)
-            return 0.0
-        except ValueError as error:
-            self._problems.add(where, f"{name} {error}")
-            return 0.0
+        row = Row(spot.name, shape, dtype, "merged", parts, given.shared, tokens)
+        self._rows[spot.name] = row
+        # mergekit's words are checked by themselves; what is left to a rule is the rule's to judge, which needs torch.
+        ours = self._recipe.isthmus.convention == "paper" or self._method.name not in METHODS
+        if ours and not self._problems.found and (said := refusal(self._recipe, row)) is not None:
+            self._problems.add(("merge_method",), "\n".join([said.what, *said.where]), said.hint)
 
     def _resolve(self, model: str, name: str) -> str | None:
         """A tensor's name in a model; a head that a model does not store may be its embedding."""
@@ -430,7 +382,7 @@ class _Compiler:
     def _entry(self, model: str, name: str) -> Entry:
         return self._parents[model].checkpoint.entries[name]
 
-    def _skip(self, name: str, context: _Context, found: Sequence[str | None]) -> None:
+    def _skip(self, name: str, context: Context, found: Sequence[str | None]) -> None:
         order = sorted(
             zip(context.sources, found, strict=True), key=lambda pair: pair[0].model != context.base
         )
@@ -452,10 +404,6 @@ class _Compiler:
         ):
             shape, tokens = (self._vocabulary.size, *shape[1:]), True
         self._rows[name] = Row(name, shape, dtype, "copied", (Part(model, there),), {}, tokens)
-
-
-def _reference(recipe: Recipe, model: str) -> Reference | None:
-    return next((reference for _, reference in recipe.references() if str(reference) == model), None)
 
 
 _WIDTH = {

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,19 +18,20 @@ from isthmus.combine import ARITHMETIC
 from isthmus.engine import File, Job, Source, Work
 from isthmus.engine.local import Written, key
 from isthmus.engine.local import run as run_locally
+from isthmus.engine.memory import size
 from isthmus.engine.ray import run as run_on_ray
 from isthmus.engine.sources import reader
-from isthmus.errors import InputError, MismatchError, WeightsError
-from isthmus.recipe import headers
-from isthmus.recipe.alignment import align
-from isthmus.recipe.finish import Finished, TensorsOf, Trial
+from isthmus.errors import InputError, WeightsError
+from isthmus.recipe import costs, streamed
+from isthmus.recipe.alignment import Aligned
 from isthmus.recipe.folder import Beside, card, provenance
-from isthmus.recipe.jobs import Jobs, Padding
+from isthmus.recipe.jobs import Jobs, TensorsOf
+from isthmus.recipe.looking import check_agreed, check_tokens, look
 from isthmus.recipe.parents import content_hash, fetch
 from isthmus.recipe.plan import Plan, check_room
-from isthmus.recipe.results import results_of
-from isthmus.recipe.show import size
-from isthmus.report.page import page as render_page
+
+if TYPE_CHECKING:
+    from isthmus.recipe.finish import Finished
 
 #: What can do the work.
 ENGINES = ("local", "ray")
@@ -100,7 +99,8 @@ def run(
         address: of the cluster.
 
     Raises:
-        InputError: no such engine, or an address for one that has none.
+        InputError: no such engine, an address for one that has none, or less memory than models take that are
+            held whole.
         IsthmusError: a parent has changed since the plan, or the output cannot be written.
     """
     if engine not in ENGINES or (address is not None and engine == "local"):
@@ -108,30 +108,56 @@ def run(
             f"engine = {engine!r}" + (f" has no address ({address})" if engine == "local" else " is none"),
             hint=f"there is {' and '.join(ENGINES)}; address= goes with ray",
         )
+    limits = plan.recipe.isthmus.limits
+    threads = limits.threads if threads is None else threads
+    max_memory = limits.memory if max_memory is None else max_memory
+    shard_size = limits.shard_size if shard_size is None else shard_size
+    if wrong := [
+        f"{name} = {n}"
+        for name, n in (("threads", threads), ("shard_size", shard_size))
+        if n is not None and n < 1
+    ]:
+        raise InputError(f"{' and '.join(wrong)}: nothing can be done with that", hint="1 is the least")
+    if (said := costs.over(plan, None if max_memory is None else size(max_memory))) is not None:
+        raise InputError(said, hint=costs.STREAMED)
     check_room(plan, out)
     for parent in plan.parents.values():
         fetch(parent)
-    limits = plan.recipe.isthmus.limits
-    _check_agreed(plan)
-    _check_tokens(plan)
-    trial = Trial(plan) if plan.after is not None else None
+    check_agreed(plan)
+    check_tokens(plan)
+    bench = None
+    if plan.rig is not None:
+        from isthmus.recipe.bench import Bench
+
+        bench = Bench(plan.rig, plan.recipe.isthmus, "cpu" if plan.runs else "meta")
+    trial = None
+    if plan.after is not None and bench is not None:
+        from isthmus.recipe.finish import Trial
+
+        trial = Trial(plan, bench)
     hashes = _hashes(plan)
     # Fixed places, so that a run after a kill finds the same inputs and goes on.
-    padding, orders, repaired = (
+    padding, orders, maps, repaired = (
         out.absolute().with_name(f".{out.name}.{kind}.safetensors")
-        for kind in ("padding", "aligned", "repaired")
+        for kind in ("padding", "aligned", "maps", "repaired")
     )
-    threads, max_memory = threads or limits.threads, max_memory or limits.memory
-    aligned = align(plan, orders, threads) if plan.recipe.isthmus.align is not None else None
+    found: Jobs | None = None
+    aligned: Aligned | None = None
+    if plan.moving is not None:
+        from isthmus.recipe.moved import move
+
+        found = Jobs(plan, str(padding))
+        _write_padding(found)
+        aligned = move(plan, orders, maps, _parents(plan, found), bench)
+    elif plan.recipe.isthmus.align is not None:
+        aligned = streamed.align(plan, orders, threads)
     made = Jobs(plan, str(padding), aligned)
-    sources = {name: made.of(name) for name in plan.parents} if trial is not None else {}
-    if made.padding:
-        _write_padding(list(made.padding.values()), made.checkpoints)
+    _write_padding(made)
     work = Work(
         checkpoints=tuple(made.checkpoints),
         jobs=tuple(made.jobs),
         out=str(out.absolute()),
-        shard_size=shard_size or limits.shard_size or Work.shard_size,
+        shard_size=Work.shard_size if shard_size is None else shard_size,
     )
 
     def do(part: Work) -> Written:
@@ -144,8 +170,10 @@ def run(
     if trial is not None:
         checkpoints = [weights.open(path) for path in work.checkpoints]
         again = _stage(dataclasses.replace(work, out=str(staged)), key(work, checkpoints), do)
-        parents = {name: TensorsOf(found, checkpoints) for name, found in sources.items()}
-        finished = trial.finish(staged, parents, {job.name: job.dtype for job in work.jobs})
+        # A model that was moved whole may compute nothing by itself: what is measured is the model as it was found.
+        parents = _parents(plan, found or made)
+        dtypes = {job.name: job.dtype for job in work.jobs}
+        finished = trial.finish(staged, parents, dtypes, None if aligned is None else aligned.alignment)
         work = _copied(work, staged, repaired, finished.changed)
     written = do(
         dataclasses.replace(
@@ -158,7 +186,7 @@ def run(
             files=tuple(_file(file) for file in _files(plan, hashes, out, finished)),
         )
     )
-    for file in (padding, orders, repaired):
+    for file in (padding, maps, repaired, *(aligned.files.values() if aligned is not None else ())):
         file.unlink(missing_ok=True)
     shutil.rmtree(staged, ignore_errors=True)
     if finished is not None:
@@ -166,7 +194,7 @@ def run(
             written, seconds=time.monotonic() - began, resumed=again or written.resumed
         )
     told = aligned.told if aligned is not None else ()
-    return Outcome(out, written, hashes, tuple(_look(plan, out)), told, finished)
+    return Outcome(out, written, hashes, tuple(look(plan, out)), told, finished)
 
 
 def _files(plan: Plan, hashes: Mapping[str, str], out: Path, finished: Finished | None) -> list[Beside]:
@@ -175,6 +203,9 @@ def _files(plan: Plan, hashes: Mapping[str, str], out: Path, finished: Finished 
     files = [*plan.files, card(plan.recipe, plan.text, plan.parents, hashes, out, measured)]
     page = plan.recipe.isthmus.report
     if page is not None and finished is not None:
+        from isthmus.recipe.results import results_of
+        from isthmus.report.page import page as render_page
+
         results = results_of(plan, finished)
         files.append(Beside("results.json", text=results.model_dump_json(indent=2) + "\n"))
         files.append(Beside(page, text=render_page(results)))
@@ -231,31 +262,20 @@ def _hashes(plan: Plan) -> dict[str, str]:
     return found
 
 
-def _check_agreed(plan: Plan) -> None:
-    """Integers are no weights: where models store the same ones they are kept, else there is no right answer."""
-    rows = [row for row in plan.rows if row.how == "agreed" and len(row.parts) > 1]
-    if not rows:
-        return
-    opened = {name: weights.open(parent.path) for name, parent in plan.parents.items()}
-    wrong: list[str] = []
-    for row in rows:
-        first, *others = (opened[part.model][part.name] for part in row.parts)
-        if not all(torch.equal(first, other) for other in others) and "num_batches_tracked" not in row.name:
-            wrong.append(f"{row.name}    {row.dtype} {row.shape}")
-    if wrong:
-        raise MismatchError(
-            f"{len(wrong)} integer tensors differ between the models and cannot be merged",
-            wrong,
-            hint="take them from the base: isthmus: {skip: [NAME, ...]}",
-        )
+def _parents(plan: Plan, jobs: Jobs) -> dict[str, TensorsOf]:
+    """Each parent's tensors under the output's names, read when they are touched."""
+    opened = [weights.open(path) for path in jobs.checkpoints]
+    return {name: TensorsOf(jobs.of(name), opened) for name in plan.parents}
 
 
-def _write_padding(padding: list[Padding], checkpoints: list[str]) -> None:
+def _write_padding(jobs: Jobs) -> None:
     """Means of the rows of tokens, block by block; a file that holds them already stays as it is."""
-    *rest, file = checkpoints
+    if not jobs.padding:
+        return
+    *rest, file = jobs.checkpoints
     opened: list[Mapping[str, Tensor]] = [weights.open(path) for path in rest]
     means: dict[str, Tensor] = {}
-    for entry in padding:
+    for entry in jobs.padding.values():
         source = reader(entry.source, opened)
         width = 1
         for count in source.shape[1:]:
@@ -273,71 +293,3 @@ def _write_padding(padding: list[Padding], checkpoints: list[str]) -> None:
         if set(held) == set(means) and all(torch.equal(held[key], means[key]) for key in means):
             return  # of a run that was killed: the same file, by which that run is known
     weights.save(means, file)
-
-
-def _look(plan: Plan, out: Path) -> list[str]:
-    """Read back what was written and compare it with the plan.
-
-    Raises:
-        WeightsError: it is not what was planned.
-    """
-    held = headers.read(out).entries
-    wrong = [
-        f"{row.name}    planned {row.dtype} {row.shape}, written {held.get(row.name, 'nothing')}"
-        for row in plan.rows
-        if row.name not in held
-        or held[row.name].shape != row.shape
-        or row.dtype not in (held[row.name].dtype, headers.NAMES.get(held[row.name].dtype))
-    ]
-    if wrong or len(held) != len(plan.rows):
-        raise WeightsError(f"{out} is not what was planned", wrong or [f"{len(held)} tensors"])
-    looked = [f"{len(held)} tensors, {size(sum(e.nbytes for e in held.values()))}, as planned"]
-    if plan.vocabulary is not None:
-        looked.append(_look_at_tokens(plan, out / "tokenizer.json"))
-    return looked
-
-
-def _look_at_tokens(plan: Plan, file: Path, text: str | None = None) -> str:
-    """Load a tokenizer: every token has the row that the plan gave it.
-
-    Args:
-        plan: with a vocabulary.
-        file: what errors call it, and where it is.
-        text: its content, where it is not written yet.
-
-    Raises:
-        WeightsError: it does not load, or has other rows.
-    """
-    assert plan.vocabulary is not None
-    if importlib.util.find_spec("tokenizers") is None:
-        return "the tokenizer was not loaded back: pip install 'isthmus[tokenizers]'"
-    library = importlib.import_module("tokenizers")
-    try:
-        loaded = library.Tokenizer.from_file(str(file)) if text is None else library.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exceptions
-        raise WeightsError(f"{file} does not load", [str(error)]) from None
-    ids = cast("dict[str, int]", loaded.get_vocab(with_added_tokens=True))
-    wrong = [
-        f"{token!r}    planned row {row}, read {ids.get(token, 'nothing')}"
-        for token, row in plan.vocabulary.ids.items()
-        if ids.get(token) != row
-    ]
-    wrong += [
-        f"{token!r}    not planned, read row {row}"
-        for token, row in ids.items()
-        if token not in plan.vocabulary.ids
-    ]
-    if wrong:
-        raise WeightsError(f"{file} numbers {len(wrong)} tokens otherwise than planned", wrong[:10])
-    said = "An isthmus joins two lands. 1234"
-    back = loaded.decode(loaded.encode(said, add_special_tokens=False).ids)
-    same = "".join(back.split()) == "".join(said.split())
-    return f"the tokenizer loads, {len(ids)} tokens in their rows{', text comes back as it went in' if same else ''}"
-
-
-def _check_tokens(plan: Plan) -> None:
-    """The same before the work, which is long."""
-    for file in plan.files:
-        if plan.vocabulary is not None and file.name == "tokenizer.json":
-            path = file.source or plan.vocabulary.folder / file.name
-            _look_at_tokens(plan, path, file.text)

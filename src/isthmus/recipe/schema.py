@@ -16,6 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
+#: What stands for a model, and for a range of layers, that the recipe gives wrongly: so that the rest can be read.
+UNKNOWN_MODEL, UNKNOWN_LAYERS = "?", (0, 1 << 62)
+
+
 class Strict(BaseModel):
     """A block of a recipe: no key that is not known, and nothing changes after reading."""
 
@@ -309,30 +313,70 @@ class Limits(Strict):
     shard_size: Size | None = None
 
 
-class Align(Strict):
-    """How models are brought to one order of units before they are merged.
+class Brought(Strict):
+    """How models are brought together before they are merged.
 
     Attributes:
-        method: of alignment, by weights alone: a recipe has no data.
-        reference: the model whose order stays; by default the base, else the first.
+        reference: the model whose units the others are brought to; by default the base, else the first.
+        graph: a file that `isthmus symmetry MODEL --save` wrote; by default symmetries are read off the model.
+    """
+
+    reference: Model | None = None
+    graph: str | None = None
+
+
+class ByParts(Brought):
+    """Weight matching of models as they stream from their files, a few layers at a time.
+
+    Attributes:
+        method: by weights alone.
         residual: "identity" leaves residual streams as they are, "match" moves them too.
-        graph: a file that `isthmus symmetry MODEL --save` wrote; by default symmetries are read from the
-            reference's config.json.
         max_sweeps: as for weight matching.
     """
 
     method: Literal["weight-matching"] = "weight-matching"
-    reference: Model | None = None
     residual: Literal["identity", "match"] = "identity"
-    graph: str | None = None
     max_sweeps: Annotated[int, Field(ge=1)] = 100
+
+
+class Whole(Brought):
+    """Any registered alignment, of models that are held whole; its own options stand beside these keys.
+
+    Attributes:
+        method: its name, as `isthmus methods alignment` lists it.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    method: str
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The method's own options, as they are written."""
+        # What is added to an alignment by parts does not make it move what was left alone.
+        kept = {"residual": ByParts().residual} if self.method == ByParts().method else {}
+        return {**kept, **(self.model_extra or {})}
 
 
 def _aligning(value: object) -> object:
     return {"method": value} if isinstance(value, str) else value
 
 
-Aligning = Annotated[Align | None, BeforeValidator(_aligning)]
+def _align_kind(value: object) -> str:
+    if isinstance(value, Whole):
+        return "#whole"
+    given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    by_parts = given.get("method", ByParts().method) == ByParts().method
+    return "#parts" if by_parts and set(given) <= set(ByParts.model_fields) else "#whole"
+
+
+Align = ByParts | Whole
+
+Aligning = Annotated[
+    Annotated[Annotated[ByParts, Tag("#parts")] | Annotated[Whole, Tag("#whole")], Discriminator(_align_kind)]
+    | None,
+    BeforeValidator(_aligning),
+]
 
 
 def _repairing(value: object) -> object:
@@ -364,11 +408,11 @@ class Ours(Strict):
         limits: memory, threads, bytes per file.
         licence: what the card says the licence is, where the parents' cannot be summed up.
         align: how models are brought together first; a method's name alone stands for its defaults.
-        model: what the merged weights are run in, as `--arch` has it ("isthmus.zoo:vgg16 base=16"); by default
+        model: what weights are run in, as `--arch` has it ("isthmus.zoo:vgg16 base=16"); by default
             what the output's config.json describes.
         data: what it is run on, as `--data` has it; or "text:FILE", UTF-8 that the output's tokenizer cuts into tokens,
             each of which a causal language model foretells from those before it.
-        calibration: at most this many examples are used to repair, from the training data; 0 for all.
+        calibration: at most this many examples are used to align and to repair, from the training data; 0 for all.
         validation: examples (or their share) kept from the training data, by which a repair is kept or not; by
             default those that the data comes with, else a tenth.
         repair: how activations get their statistics back; a method's name alone stands for its defaults.
@@ -399,6 +443,11 @@ def _dtype(value: object) -> object:
     if not isinstance(value, str) or name not in DTYPES:
         from isthmus.recipe.text import nearest
 
+        if name.startswith("float8_"):
+            raise ValueError(
+                f"{_short(value)} needs scales, and a recipe writes none: merge in bfloat16 and quantize the result, "
+                "or write bare values by isthmus.merge_files(..., dtype=)"
+            )
         raise ValueError(f"{_short(value)} is no dtype that is merged in{nearest(name, DTYPES)}")
     return name
 
@@ -423,6 +472,11 @@ class Recipe(Strict):
     name: str | None = None
     isthmus: Ours = Ours()
 
+    @property
+    def tokenizes(self) -> bool:
+        """Whether rows of tokens are remade for one tokenizer."""
+        return self.tokenizer is not None or self.tokenizer_source is not None
+
     def references(self) -> Iterator[tuple[tuple[str | int, ...], Reference]]:
         """Every model that is merged, with its place, in the order of the file, base first."""
         if self.base_model is not None:
@@ -437,6 +491,15 @@ class Recipe(Strict):
                     yield (*where, "slices", i, "base_model"), piece.base_model
                 for j, source in enumerate(piece.sources):
                     yield (*where, "slices", i, "sources", j, "model"), source.model
+
+    @property
+    def readable(self) -> bool:
+        """Whether nothing in it stands for what could not be read."""
+        parts: list[Module | Recipe] = [self, *(self.modules or {}).values()]
+        sources = [source for part in parts for piece in part.slices or () for source in piece.sources]
+        return all(str(reference) != UNKNOWN_MODEL for _, reference in self.references()) and all(
+            source.layer_range != UNKNOWN_LAYERS for source in sources
+        )
 
     def settings(self) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, object]]]:
         """Every block of parameters, with its place."""

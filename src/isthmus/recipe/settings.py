@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -111,24 +111,40 @@ def _preset(preset: Preset, spot: Spot) -> float:
     return preset.start + (preset.end - preset.start) * at
 
 
-def block_levels(blocks: Sequence[Block], spot: Spot, model: Reference | None) -> list[Level]:
-    """What our own blocks say of a tensor, for a model or (None) for all models."""
-    levels: list[Level] = []
-    for block in blocks:
-        if block.model is not None and block.model != model:
-            continue
-        if not fnmatch.fnmatchcase(spot.name, block.match):
+def fits(block: Block, spot: Spot) -> bool:
+    """Whether a block of ours is about a tensor."""
+    if not fnmatch.fnmatchcase(spot.name, block.match):
+        return False
+    return block.layers is None or (
+        spot.layer is not None and block.layers[0] <= spot.layer < block.layers[1]
+    )
+
+
+def block_levels(blocks: Sequence[Block], spot: Spot, model: Reference | None) -> dict[int, Level]:
+    """What our own blocks say of a tensor, for a model or (None) for all models, by their indices."""
+    levels: dict[int, Level] = {}
+    for index, block in enumerate(blocks):
+        if (block.model is not None and block.model != model) or not fits(block, spot):
             continue
         values: dict[str, object] = dict(block.parameters)
-        if block.layers is not None:
-            first, end = block.layers
-            if spot.layer is None or not first <= spot.layer < end:
-                continue
+        if block.layers is not None and spot.layer is not None:
             # A list runs over the block's own range.
+            first, end = block.layers
             t = (spot.layer - first) / (end - first - 1) if end - first > 1 else 1.0
             for key, value in values.items():
                 if isinstance(value, list):
                     read = [parameter(key).read(item) for item in cast("list[object]", value)]
                     values[key] = gradient(read, t)
-        levels.append(values)
+        levels[index] = values
     return levels
+
+
+def filters(setting: object) -> Iterator[tuple[int | None, str]]:
+    """The filters of a parameter that are about some tensors only, each with its index in a list."""
+    if isinstance(setting, Filtered):
+        entries: list[tuple[int | None, object]] = [(None, setting)]
+    else:
+        entries = list(enumerate(cast("list[object]", setting))) if isinstance(setting, list) else []
+    for index, entry in entries:
+        if isinstance(entry, Filtered) and entry.filter not in (None, "*"):
+            yield index, str(entry.filter)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from isthmus.recipe.alignment import reference_of
 from isthmus.recipe.parents import Parent
-from isthmus.recipe.schema import Align
+from isthmus.recipe.schema import Align, ByParts
 from isthmus.recipe.vocabulary import Vocabulary
+from isthmus.registry import label
 
 if TYPE_CHECKING:
     from isthmus.recipe.afterwards import Afterwards
@@ -65,11 +66,24 @@ def describe(plan: Plan) -> str:
 
 
 def _first(plan: Plan, align: Align) -> str:
-    by = plan.graph.name if plan.graph is not None else "the symmetries of config.json"
-    streams = "residual streams too" if align.residual == "match" else "residual streams left as they are"
+    by = plan.graph.name if plan.graph is not None else "config.json"
     reference = reference_of(plan.recipe, plan.parents)
+    if isinstance(align, ByParts):
+        by = by if plan.graph is not None else f"the symmetries of {by}"
+        streams = "residual streams too" if align.residual == "match" else "residual streams left as they are"
+        told = f"{align.method} and {by}, {streams} (time and memory not counted)"
+        return f"first   aligned to {reference} by {told}"
+    from isthmus.recipe import costs  # it says sizes as people do
+
+    moving = plan.moving
+    assert moving is not None
+    by = (plan.rig.model if plan.rig is not None else "") or by
+    seen = f", on {plan.recipe.isthmus.data}" if moving.data else ""
+    mixed = "" if moving.keeps else "; units are mixed, so that the models meet by weighted average"
     return (
-        f"first   aligned to {reference} by {align.method} and {by}, {streams} (time and memory not counted)"
+        f"first   aligned to {reference} by {label({'method': moving.method, **moving.options})} and the symmetries "
+        f"of {by}{seen}: {len(plan.parents)} whole models in memory, {size(costs.aligning(plan))}; "
+        f"moved models take {size(costs.moved(plan))} of disk until they are merged (time not counted){mixed}"
     )
 
 
@@ -83,7 +97,8 @@ def _after(plan: Plan, after: Afterwards) -> str:
         steps.append(f"{whom} measured on the test split")
     if ours.report is not None:
         steps.append(f"{ours.report} and results.json written")
-    return f"then    {'; '.join(steps)}; {after.model or 'the model of config.json'} on {ours.data} (time not counted)"
+    model = ours.model or "the model of config.json"
+    return f"then    {'; '.join(steps)}; {model} on {ours.data} (time not counted)"
 
 
 def _vocabulary_lines(vocabulary: Vocabulary, parents: Mapping[str, Parent]) -> list[str]:

@@ -34,12 +34,14 @@ class Problems:
     Args:
         name: the file, as errors call it.
         lines: line of each place in it.
+        gone: what was taken out of it, being wrong: it need not be missed.
     """
 
     name: str
     lines: dict[Where, int] = field(default_factory=dict[Where, int])
     found: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     hints: list[str] = field(default_factory=list[str])
+    gone: set[Where] = field(default_factory=set[Where])
 
     def line(self, where: Sequence[str | int]) -> int:
         """The line of a place, or of the nearest thing around it."""
@@ -59,6 +61,10 @@ class Problems:
             self.found.append(entry)
         if hint and hint not in self.hints:
             self.hints.append(hint)
+
+    def has(self, what: str) -> bool:
+        """Whether a problem is told in these words, at whatever line."""
+        return any(words == what for _, words in self.found)
 
     def error(self) -> InputError:
         """All that was found, in the order of the file."""
@@ -85,13 +91,18 @@ class Problems:
             raise self.error()
 
 
+def near(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is nearest, if one is near: hyphens, underscores and capitals are alike."""
+    plain = {name.lower().replace("-", "_"): name for name in sorted(set(known))}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=1)
+    return plain[found[0]] if found else None
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`, did you mean 'density'?`, or what there is where nothing is near."""
     names = sorted(set(known))
-    plain = {name.lower().replace("-", "_"): name for name in names}
-    near = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=1)
-    if near:
-        return f", did you mean {plain[near[0]]!r}?"
+    if (found := near(word, names)) is not None:
+        return f", did you mean {found!r}?"
     return f"; there are: {', '.join(names)}" if names else ""
 
 

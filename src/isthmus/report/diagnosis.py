@@ -125,7 +125,11 @@ def _profile(finding: Finding, theme: Theme) -> Spec:
             "hovermode": "closest",
             "margin": {"l": 62, "r": 12, "t": 12, "b": 46},
             "xaxis": {"title": {"text": "layer"}, "tickvals": every},
-            "yaxis": {"title": {"text": plain(finding.name + unit)}, "nticks": 7},
+            "yaxis": {
+                "title": {"text": plain(finding.name + unit)},
+                "nticks": 7,
+                "rangemode": "tozero" if finding.bounds[0] == 0 else "normal",
+            },
         },
     }
 

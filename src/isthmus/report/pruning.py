@@ -92,7 +92,9 @@ def _verdict(found: Pruned, scores: Mapping[str, Evaluation]) -> str:
         f"{percent['pruned']} where it scored {percent['as it was']} and guessing scores "
         f"{100 * scores['pruned'].chance:.2f}%"
     )
-    return said + (f"; repaired, it scores {percent['repaired']}." if "repaired" in percent else ".")
+    if "repaired" in percent:
+        return f"{said}; repaired, it scores {percent['repaired']}."
+    return said + ("; no repair that was tried helped on validation." if found.trials else ".")
 
 
 def _profiles(found: Pruned, inputs: Iterable[object]) -> list[Profile]:

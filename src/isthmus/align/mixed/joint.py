@@ -18,6 +18,7 @@ from torch import Tensor
 from isthmus import features
 from isthmus.align.methods.activation_matching import activation_matching
 from isthmus.align.methods.weight_matching import weight_matching
+from isthmus.align.mixed.unequal import orders_across
 from isthmus.align.observe import Where, observations
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Map, Permutation, positions_in
@@ -281,7 +282,12 @@ def orders_of_the_rest(
         return none, []
     named = ", ".join(rest)
     if any(graph is not graphs[0] for graph in graphs):
-        return none, [f"left in place, since the models' widths differ: {named}"]
+        if data is None:
+            return none, [f"left in place: in models of several widths activations alone match {named}"]
+        across, unseen = orders_across(graphs, models, rest, data, reference, limit)
+        notes = [f"can only be reordered, by activations: {named}"]
+        notes += [f"no value shows {', '.join(unseen)}: left in place"] if unseen else []
+        return [{name: Permutation(order) for name, order in own.items()} for own in across], notes
     if data is None:
         # Weights can be compared only where the rest is in order, so all is matched, and the rest is taken of it.
         found = weight_matching(graphs[0], models, reference=reference, seed=seed)
