@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from isthmus.errors import InputError, MismatchError
 
@@ -103,6 +103,13 @@ def method(text: str, option: str) -> str | dict[str, object]:
         text, option, "method", f"{option} NAME, or with options of its own {option} 'NAME KEY=VALUE'"
     )
     return {"method": name, **own} if own else name
+
+
+def repairs(texts: Sequence[str] | None) -> Literal["best"] | list[str | dict[str, object]] | None:
+    """Repairs to choose among, as typed: each as `method` reads it, or all that there are ("best")."""
+    if not texts:
+        return None
+    return "best" if list(texts) == ["best"] else [method(text, "--repair") for text in texts]
 
 
 def _words(text: str, option: str, kind: str, hint: str) -> tuple[str, dict[str, object]]:

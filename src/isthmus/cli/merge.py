@@ -157,7 +157,7 @@ def merge(
     if align is None and maps is None and reference in ("best", "medoid", "universe"):
         raise InputError(f"--reference {reference} is chosen by aligning", hint="--align weight-matching")
     by = None if align is None else inputs.method(align, "--align")
-    repairs = [inputs.method(one, "--repair") for one in repair or []]
+    repairs = inputs.repairs(repair)
     if by is not None:  # what does not exist is said before anything is read
         ALIGNMENTS.get(name_of(by)).check_options([] if isinstance(by, str) else by.keys() - {"method"})
     apart = {
@@ -196,7 +196,7 @@ def merge(
         weights=weights,
         statistics=statistics or None,
         skip=tuple(skip or ()),
-        repair="best" if repairs == ["best"] else repairs or None,
+        repair=repairs,
         data=splits.calibration if splits else None,
         validation=splits.validation if splits and repair else None,
         metric=metric,

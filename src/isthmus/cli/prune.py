@@ -79,7 +79,7 @@ def prune(
     if report is not None:
         output.ready(report, "--report")
     options = scoring.options(option or [], prune_model)
-    repairs = [inputs.method(one, "--repair") for one in repair or []]
+    repairs = inputs.repairs(repair)
     model = inputs.build(arch, arguments)
     state = inputs.checkpoint(paths[0], model)
     splits = inputs.splits(inputs.dataset(data, validation, seed), calibration or None, None, None)
@@ -91,7 +91,7 @@ def prune(
         data=splits.calibration,
         weights=state,
         skip=tuple(skip or ()),
-        repair="best" if repairs == ["best"] else repairs or None,
+        repair=repairs,
         validation=splits.validation if repairs else None,
         **options,
     )

@@ -43,7 +43,6 @@ class Seam:
         self.head = b.compile([source.value])
         self.reference = a.compile([place.value])
         self.tail = a.compile(given=[place.value])
-        self.training = a.compile(given=[place.value], batch_statistics=self.norms)
 
     def rows(self, batch: Batch, *, reference: bool) -> Tensor:
         """Activations of a batch: examples, channels, positions as they are."""
@@ -132,6 +131,7 @@ class Seam:
         parts = _parameters(matrix, kind)
         leaves = [*parts, *([shift.float()] if bias else [])]
         leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        tail = self.a.compile(given=[self.place.value], batch_statistics=self.norms)
         moving = torch.optim.Adam(leaves, learning_rate)
 
         def current() -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ class Seam:
                     raise DataError(
                         "a stitch is trained on targets", hint="yield (inputs, targets), or epochs=0"
                     )
-                logits = self.answer(*current(), batch, self.training)
+                logits = self.answer(*current(), batch, tail)
                 loss = functional.cross_entropy(logits, batch.targets.to(logits.device))
                 moving.zero_grad(set_to_none=True)
                 loss.backward()

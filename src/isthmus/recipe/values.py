@@ -87,8 +87,9 @@ class Given:
             names: of the tensor in each source.
         """
         method = self._method
+        common = self._levels(spot, context)
         shared = {
-            name: self._value(name, spot, self._levels(spot, context), None, context.where, spot.name)
+            name: self._value(name, spot, common, None, context.where, spot.name)
             for name in method.parameters
             if name not in method.per_model
         }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.maps import Transport
 from isthmus.program import Program
-from isthmus.registry import Asked, kinds, misfit, name_of
+from isthmus.registry import Asked, hints_of, kinds, misfit, name_of, numbers
 from isthmus.repair.goals import Measured
 from isthmus.repair.result import Repaired
 from isthmus.repair.selection import repairable
@@ -28,7 +28,7 @@ def needs_of(asked: Asked) -> tuple[str, ...]:
     method = REPAIRS.get(name_of(asked))
     given = _given(asked)
     method.check_options(given)
-    hints = get_type_hints(method.function)
+    hints = hints_of(method.function)
     told = [misfit(name, value, kinds(hints[name])) for name, value in given.items()]
     wrong = [said for said in told if said is not None]
     if wrong:
@@ -45,12 +45,7 @@ def _given(asked: Asked) -> dict[str, Any]:
     """The options that are asked for, whole numbers as what they stand for."""
     if isinstance(asked, str):
         return {}
-    known = REPAIRS.get(name_of(asked)).options
-    return {
-        name: float(value) if isinstance(known.get(name), float) and type(value) is int else value
-        for name, value in asked.items()
-        if name != "method"
-    }
+    return numbers(REPAIRS.get(name_of(asked)).function, {k: v for k, v in asked.items() if k != "method"})
 
 
 def apply(

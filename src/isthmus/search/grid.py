@@ -203,9 +203,7 @@ def _asked(point: Point) -> tuple[str, Sequence[float] | None, dict[str, object]
     method = str(point["method"])
     weights: Any = point.get("weights")
     known = options_of(method)
-    options = {name: value for name, value in point.items() if name in known}
-    whole = {n: float(v) for n, v in options.items() if isinstance(v, int) and isinstance(known[n], float)}
-    return method, weights, {**options, **whole}
+    return method, weights, {name: value for name, value in point.items() if name in known}
 
 
 def _check(search: Search, points: Sequence[Point]) -> None:
