@@ -13,6 +13,7 @@ from torch import Tensor
 import isthmus
 from isthmus import progress, weights
 from isthmus.combine import ARITHMETIC, COMBINATIONS, blockwise, options_of, terms_of
+from isthmus.combine.compiled import loops
 from isthmus.engine import COPY, File, Job, Source, Work, Written, run
 from isthmus.engine import stream as streams
 from isthmus.errors import InputError, MismatchError, WeightsError
@@ -210,6 +211,19 @@ def test_a_journal_that_was_cut_short_is_believed_as_far_as_it_goes(
     assert bytes_of(run(work).folder) == wanted
 
 
+@pytest.mark.parametrize("rule", ["ties", "dare-ties", "della"])
+def test_work_goes_on_with_compiled_loops_where_it_stopped_without(
+    rule: str, work_of: MakeWork, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("numba")
+    asked = {"base": True, "options": {"convention": "mergekit"}, "seed": 0 if rule == "ties" else 7}
+    wanted = bytes_of(run(work_of(rule, "whole", **asked)).folder)
+    cut_off(work_of(rule, **asked), monkeypatch)
+    monkeypatch.setattr(loops, "LOOPS", loops.Loops(0))
+    done = run(work_of(rule, **asked), threads=3)
+    assert done.resumed and bytes_of(done.folder) == wanted
+
+
 def test_other_work_does_not_go_on_from_there(work_of: MakeWork, monkeypatch: pytest.MonkeyPatch):
     cut_off(work_of(weights=(0.5, 0.5), shard_size=2_000_000), monkeypatch)
     wanted = bytes_of(run(work_of(out="whole", weights=(0.25, 0.75))).folder)
@@ -230,7 +244,7 @@ def test_the_law_of_random_masks_belongs_to_the_version_of_the_arithmetic():
     for rule in ("dare-linear", "della-linear"):
         merged = isthmus.combine([{"w": drawn}], rule, base={"w": base}, seed=3)["w"]
         found.update(bytes((merged != 0).flatten().to(torch.uint8).tolist()))
-    assert (ARITHMETIC, found.hexdigest()[:16]) == (2, "79882409dcdd7379"), "other masks: raise ARITHMETIC"
+    assert (ARITHMETIC, found.hexdigest()[:16]) == (3, "79882409dcdd7379"), "other masks: raise ARITHMETIC"
 
 
 def test_nor_does_work_on_files_that_have_changed(

@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from isthmus.errors import InputError
@@ -38,7 +39,7 @@ BLOCK = 1 << 17
 
 #: Version of the arithmetic of all rules, the law of their random numbers included. Raised when any rule's result
 #: changes in one bit for the same input, so that no run goes on where an older one stopped.
-ARITHMETIC = 2
+ARITHMETIC = 3
 
 #: How a tensor is cut: runs of elements; whole rows of the last axis; whole filters (all but the first
 #: axis); not at all.
@@ -348,9 +349,11 @@ def turn(numbers: Tensor, signs: Tensor) -> None:
         bits.bitwise_xor_(signs)
 
 
-# Sums of 4096 numbers each in the dtype of the arithmetic, then exact: unlike one call of torch.sum or
-# torch.dot, the same for any number of torch's threads.
-_RUN = 4096
+#: A block's numbers are added up in so many lanes: each takes one number of so many, in their order.
+LANES = 1024
+
+# Lanes are added up in the same way, and what is left exactly.
+_FEW = 32
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -360,11 +363,17 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 def total(values: Tensor) -> float:
-    """The sum of a block, the same for any number of threads."""
-    flat = values.reshape(-1)
-    whole = flat.numel() // _RUN * _RUN
-    parts = (flat if whole == flat.numel() else flat[:whole]).view(-1, _RUN).sum(-1).tolist()
-    return math.fsum(parts if whole == flat.numel() else [*parts, flat[whole:].sum().item()])
+    """The sum of a block, in an order of its own: the same for any number of threads and any processor."""
+    flat = values.reshape(-1).numpy(force=True)
+    whole = flat.size // LANES * LANES
+    lanes = np.add.reduce(flat[:whole].reshape(-1, LANES), axis=0)
+    lanes[: flat.size - whole] += flat[whole:]
+    return total_of_lanes(lanes)
+
+
+def total_of_lanes(lanes: NDArray[np.floating]) -> float:
+    """The sum of a block that was added up in `LANES` lanes."""
+    return math.fsum(np.add.reduce(lanes.reshape(-1, _FEW), axis=0).tolist())
 
 
 def per_model(value: float | Sequence[float], count: int, name: str) -> tuple[float, ...]:

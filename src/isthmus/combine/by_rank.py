@@ -21,11 +21,12 @@ import threading
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from isthmus.combine.blocks import BLOCK, Layout, Place, scratch
+from isthmus.combine.compiled import Kept, Mask, Pair
 from isthmus.combine.random_masks import below, bernoulli, integers
 from isthmus.combine.trimming import HELD, Drawn, magnitude, masked
 
@@ -74,6 +75,23 @@ class AtRandomByRank(Drawn):
             return torch.ones(vector.numel(), dtype=torch.bool)
         return kept_by_rank(vector, place, self._stream, self._density, self._epsilon)
 
+    def drawn(self, pair: Pair, place: Place) -> tuple[Mask, tuple[float, float] | None]:
+        if self._density >= 1:
+            return np.ones(place.stop - place.start, np.bool_), None
+        if pair.length == 1 or not self._epsilon:
+            return bernoulli(place, self._stream, self._density).numpy(), None
+        low, high = below(place, self._stream, _bounds(self._density, self._epsilon))
+        distances = _shifts(place, self._stream, pair.length).numpy() + 1
+        return pair.drawn_by_rank(distances, _width(pair.length), low, high)
+
+    def told(self, pair: Pair, place: Place) -> Kept | None:
+        if self._density >= 1:
+            return Kept()
+        if self._rescale:  # each by its own probability, and that by its rank
+            return None
+        held = self._remembered(place)
+        return Kept(self.drawn(pair, place)[0] if held is None else held)
+
     def _probabilities(self, vector: Tensor) -> Tensor:
         length = vector.shape[-1]
         if length == 1:
@@ -98,7 +116,7 @@ def kept_by_rank(
     """
     if vector.shape[-1] == 1 or not epsilon:
         return bernoulli(place, stream, density)
-    kept, open_ = below(place, stream, (density - epsilon, density + epsilon))
+    kept, open_ = below(place, stream, _bounds(density, epsilon))
     open_ &= _outrank(vector.cpu(), place, stream).reshape(-1)
     kept |= open_
     return torch.from_numpy(kept)
@@ -117,8 +135,7 @@ class _Table:
     """
 
     def __init__(self, rows: int, length: int, dtype: torch.dtype):
-        runs = _runs(length)
-        width = -(-length // runs)  # the last run of a row may be short of a few elements
+        runs, width = _runs(length), _width(length)
         twice = torch.empty(rows, length + runs * width, dtype=dtype)
         self._size, self._before = twice[:, :length], twice[:, length : 2 * length]
         self._windows = twice.as_strided((twice.numel() - width + 1, width), (1, 1))
@@ -168,12 +185,28 @@ def _runs(length: int) -> int:
     return -(-length // RUN)
 
 
+def _width(length: int) -> int:
+    """Elements of a run; the last one of a row may be short of a few."""
+    return -(-length // _runs(length))
+
+
+def _bounds(density: float, epsilon: float) -> tuple[float, float]:
+    """The draws below which the smallest and the largest element of a row are kept."""
+    return density - epsilon, density + epsilon
+
+
+def _shifts(place: Place, stream: int, length: int) -> Int64[Tensor, "rows runs"]:
+    """How far behind the next element the peers of each run of a block are, from 0 to length - 2."""
+    runs = _runs(length)
+    first, last = place.start // length * runs, place.stop // length * runs
+    return integers(place, stream, range(first, last), length - 1).view(-1, runs)
+
+
 def _outrank(vector: Tensor, place: Place, stream: int) -> NDArray[np.bool_]:
     """Which elements of rows rank above the one that they are compared with."""
-    (rows, length), runs = vector.shape, _runs(vector.shape[-1])
+    rows, length = vector.shape
     bits = vector.view(torch.int32 if vector.dtype == torch.float32 else torch.int64)
-    first = place.start // length * runs
-    shifts = integers(place, stream, range(first, first + rows * runs), length - 1).view(rows, runs)
+    shifts = _shifts(place, stream, length)
     larger = scratch("larger", bits, torch.bool).numpy()
     step = max(_TOGETHER // length, 1)
     for begin, piece, shift in zip(range(0, rows, step), bits.split(step), shifts.split(step), strict=True):

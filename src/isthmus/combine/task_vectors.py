@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isthmus.combine import compiled
 from isthmus.combine.blocks import (
     Block,
     BlockRule,
@@ -104,6 +105,18 @@ class TaskVectors(BlockRule):
         self.held = sum(t.held for t in trims) if norm else 0
         majority = election is not None and election.tie == "majority"
         self.passes = self._trimming + norm + majority
+        # What each is multiplied by where it is added up: without an election, and after it.
+        self._parts_of_sum = tuple(weight / self._whole() for weight in self._weights)
+        self._left = (1.0,) * len(self._weights) if election and election.weighted else self._weights
+        # What the sum of those that agree is divided by, of each that does.
+        shares: dict[Divide, tuple[float, ...]] = {"weights": self._weights, "none": ()}
+        self._shares = shares.get(divide, (1.0,) * len(self._weights))
+        self._counted = len(set(self._shares)) == 1 and len(self._shares) < 256  # in bytes
+
+    def _whole(self) -> float:
+        """What a sum without an election is divided by; one where that would be nothing."""
+        whole = {"weights": sum(self._weights), "count": float(len(self._weights)), "none": 1.0}[self._divide]
+        return whole if abs(whole) >= 1e-8 else 1.0
 
     # Measuring: the trims' own passes, then norms, then the vote of the votes.
 
@@ -113,12 +126,9 @@ class TaskVectors(BlockRule):
     def measure(self, index: int, block: Block) -> object:
         if index < self._trimming:
             return block.place, self._looks(index, block)
-        base, dtype = _base(block)
         if self._norm and index == self._trimming:
-            return [
-                self._norms(trim, task_vector(model, base, dtype, "vector"), block.place)
-                for trim, model in zip(self._trims, block.models, strict=True)
-            ]
+            return self._norms(block)
+        base, dtype = _base(block)
         vote = self._vote(self._kept(block, base, dtype)).numpy(force=True)
         return int(np.count_nonzero(vote > 0)) - int(np.count_nonzero(vote < 0))
 
@@ -140,9 +150,17 @@ class TaskVectors(BlockRule):
             for trim, model in zip(self._trims, block.models, strict=True)
         ]
 
-    def _norms(self, trim: Trim, vector: Tensor, place: Place) -> tuple[float, float]:
-        size = vector.abs_()
-        return total(size), total(trim.preview(size, place))
+    def _norms(self, block: Block) -> list[tuple[float, float]]:
+        """The sums of each task vector's magnitudes, and of those that are kept."""
+        if pairs := compiled.pairs(block):
+            found = [trim.previewed(pair, block.place) for trim, pair in zip(self._trims, pairs, strict=True)]
+            if told := _all_of(found):
+                return told
+        base, dtype = _base(block)
+        return [
+            _norms_of(trim, task_vector(model, base, dtype, "vector"), block.place)
+            for trim, model in zip(self._trims, block.models, strict=True)
+        ]
 
     def reduce(self, index: int, partials: Iterable[object]) -> None:
         if index < self._trimming:
@@ -167,6 +185,10 @@ class TaskVectors(BlockRule):
     # Writing.
 
     def write(self, block: Block) -> Tensor:
+        if pairs := compiled.pairs(block):
+            found = [trim.told(pair, block.place) for trim, pair in zip(self._trims, pairs, strict=True)]
+            if told := _all_of(found):
+                return compiled.merged(pairs, told, self._how, block.models[0])
         base, dtype = _base(block)
         kept = self._kept(block, base, dtype)
         merged = self._sum(kept) if self._election is None else self._agreed(kept)
@@ -174,24 +196,40 @@ class TaskVectors(BlockRule):
             merged.mul_(self._lam)
         return merged.add_(base)
 
+    @property
+    def _how(self) -> compiled.Sum:
+        """The same as `_kept`, `_sum` and `_agreed`, for compiled loops."""
+        factors = [self._factor(index) for index in range(len(self._weights))]
+        if (election := self._election) is None:
+            return compiled.Sum(factors, self._parts_of_sum, lam=self._lam)
+        return compiled.Sum(
+            factors,
+            self._left,
+            elects=True,
+            counts=election.vote == "count",
+            minus=self._even < 0,
+            shares=self._shares,
+            counted=self._counted,
+            lam=self._lam,
+        )
+
     def _kept(self, block: Block, base: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The trimmed task vectors, scaled, and weighted where weights count in the vote."""
         found: list[Tensor] = []
-        votes = self._election is not None and self._election.weighted
         for index, (trim, model) in enumerate(zip(self._trims, block.models, strict=True)):
             kept = trim.apply(task_vector(model, base, dtype, f"vector {index}"), block.place)
-            factor = self._scales[index] * (self._weights[index] if votes else 1.0)
+            factor = self._factor(index)
             found.append(kept if factor == 1 else kept.mul_(factor))
         return found
 
+    def _factor(self, index: int) -> float:
+        votes = self._election is not None and self._election.weighted
+        return self._scales[index] * (self._weights[index] if votes else 1.0)
+
     def _sum(self, kept: Sequence[Tensor]) -> Tensor:
-        whole = sum(self._weights) if self._divide == "weights" else float(len(kept))
-        if self._divide == "none" or abs(whole) < 1e-8:  # nothing to divide by
-            whole = 1.0
-        summed = scratch("merged", kept[0], kept[0].dtype)
-        torch.mul(kept[0], self._weights[0] / whole, out=summed)
-        for weight, vector in zip(self._weights[1:], kept[1:], strict=True):
-            summed.add_(vector, alpha=weight / whole)
+        summed = kept[0].mul_(self._parts_of_sum[0])
+        for weight, vector in zip(self._parts_of_sum[1:], kept[1:], strict=True):
+            summed.add_(vector.mul_(weight))
         return summed
 
     def _vote(self, kept: Sequence[Tensor]) -> Tensor:
@@ -216,7 +254,7 @@ class TaskVectors(BlockRule):
         """Of each element, the sum or mean of those with the elected sign; the memory of `kept` is used up."""
         assert self._election is not None
         vote = self._vote(kept)
-        left = (1.0,) * len(kept) if self._election.weighted else self._weights
+        left = self._left
         # Signs are bits: what is elected is the sign bit of the vote, and turning a number round is flipping its own.
         # Of an even vote it is plus (the zero of a sum is +0 unless all its terms are -0), unless told otherwise.
         if self._even < 0:
@@ -228,10 +266,10 @@ class TaskVectors(BlockRule):
         parts = self._parts(kept)
         for index, vector in enumerate(kept):
             vector.clamp_(min=0)
+            if left[index] != 1:
+                vector.mul_(left[index])
             if index:
-                merged.add_(vector, alpha=left[index])
-            elif left[0] != 1:
-                merged.mul_(left[0])
+                merged.add_(vector)
         if parts is not None:
             merged.div_(parts)
         turn(merged, sign)
@@ -239,11 +277,11 @@ class TaskVectors(BlockRule):
 
     def _parts(self, along: Sequence[Tensor]) -> Tensor | None:
         """What sums of the positive elements are divided by; one where there are none."""
-        if self._divide == "none":
+        weights = self._shares
+        if not weights:
             return None
-        weights = self._weights if self._divide == "weights" else (1.0,) * len(along)
         parts = scratch("parts", along[0], along[0].dtype)
-        if len(set(weights)) == 1 and len(along) < 256:  # counted in bytes: a quarter of the memory
+        if self._counted:  # a quarter of the memory
             count, agrees = (scratch(name, parts, torch.uint8) for name in ("count", "agrees"))
             for index, vector in enumerate(along):
                 positive(vector, out=agrees if index else count)
@@ -256,6 +294,17 @@ class TaskVectors(BlockRule):
             torch.gt(vector, 0, out=agrees if index else parts)
             parts.add_(agrees, alpha=weight) if index else parts.mul_(weight)
         return parts.add_(torch.eq(parts, 0, out=agrees))
+
+
+def _all_of(found: Sequence[T | None]) -> list[T]:
+    """All of them, or none if one is missing."""
+    there = [one for one in found if one is not None]
+    return there if len(there) == len(found) else []
+
+
+def _norms_of(trim: Trim, vector: Tensor, place: Place) -> tuple[float, float]:
+    size = vector.abs_()
+    return total(size), total(trim.preview(size, place))
 
 
 def _base(block: Block) -> tuple[Tensor, torch.dtype]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.combine.blocks import Layout, Place, scratch
+from isthmus.combine.compiled import Kept, Mask, Pair
 from isthmus.combine.order_statistics import Boundary, OrderStatistics
 from isthmus.combine.random_masks import bernoulli
 
@@ -64,6 +65,18 @@ class Trim:
         """What is kept of a block's magnitudes, before it is written; their memory may be used for it."""
         return self.apply(size, place)
 
+    # The same for compiled loops, which go over the block themselves. Both give the same numbers.
+
+    def told(self, pair: Pair, place: Place) -> Kept | None:
+        """What `apply` does with a block, if it can be told."""
+        del pair, place
+        return None
+
+    def previewed(self, pair: Pair, place: Place) -> tuple[float, float] | None:
+        """The sums of a block's magnitudes and of their `preview`, if loops can say."""
+        del pair, place
+        return None
+
 
 class _Ranked(Trim):
     """Keeps elements by the rank of their magnitude.
@@ -113,11 +126,25 @@ class Largest(_Ranked):
     def apply(self, vector: Tensor, place: Place) -> Tensor:
         if self.passes == 0:
             return vector
+        return _kept_from(vector, *self._least(place))
+
+    def told(self, pair: Pair, place: Place) -> Kept | None:
+        del pair
+        if self.passes == 0:
+            return Kept()
+        least, quota, here = self._least(place)
+        if quota not in (0, here):  # some of those that equal the smallest one: which, is looked up
+            return None
+        single = np.float32(least)
+        return Kept(bound=float(np.nextafter(single, np.float32(-1)) if quota else single))
+
+    def _least(self, place: Place) -> tuple[float, int, int]:
+        """The smallest magnitude that is kept, and how many of those in a block that equal it are, of how many."""
         (least,) = self._found.boundaries
         above = self._found.count - least.below - least.equal
         quota = least.equal if self._equals != "first" else self._kept(self._found.count) - above
         earlier, here = least.equals(place)
-        return _kept_from(vector, least.value, min(max(quota - earlier, 0), here), here)
+        return least.value, min(max(quota - earlier, 0), here), here
 
 
 class Middle(_Ranked):
@@ -184,18 +211,34 @@ class Drawn(Trim):
         """The mask of a block, flat, in memory that numpy can read. Pure."""
         raise NotImplementedError
 
+    def drawn(self, pair: Pair, place: Place) -> tuple[Mask, tuple[float, float] | None]:
+        """The same by compiled loops, with the sums of magnitudes if that is no trouble."""
+        raise NotImplementedError
+
     def mask(self, vector: Tensor, place: Place) -> Tensor:
         """The same, as it was drawn or drawn now."""
-        packed = self._masks.pop((place.key, place.start), None)
-        if packed is None:
-            return self.draw(vector, place)
-        return torch.from_numpy(np.unpackbits(packed, count=vector.numel()).view(np.bool_))
+        held = self._remembered(place)
+        return self.draw(vector, place) if held is None else torch.from_numpy(held)
 
     def preview(self, size: Tensor, place: Place) -> Tensor:
         kept = self.draw(size, place)
-        if place.stop <= 8 * self.held:
-            self._masks[place.key, place.start] = np.packbits(kept.numpy())
+        self._remember(kept.numpy(), place)
         return masked(size, kept)
+
+    def previewed(self, pair: Pair, place: Place) -> tuple[float, float]:
+        kept, sums = self.drawn(pair, place)
+        self._remember(kept, place)
+        return sums or pair.summed(kept)
+
+    def _remember(self, kept: Mask, place: Place) -> None:
+        if place.stop <= 8 * self.held:
+            self._masks[place.key, place.start] = np.packbits(kept)
+
+    def _remembered(self, place: Place) -> Mask | None:
+        packed = self._masks.pop((place.key, place.start), None)
+        if packed is None:
+            return None
+        return np.unpackbits(packed, count=place.stop - place.start).view(np.bool_)
 
 
 class AtRandom(Drawn):
@@ -218,11 +261,22 @@ class AtRandom(Drawn):
         del vector
         return bernoulli(place, self._stream, self._density)
 
+    def drawn(self, pair: Pair, place: Place) -> tuple[Mask, None]:
+        del pair
+        return bernoulli(place, self._stream, self._density).numpy(), None
+
     def apply(self, vector: Tensor, place: Place) -> Tensor:
         if self._density >= 1:
             return vector
         masked(vector, self.mask(vector, place))
         return vector.mul_(1 / self._density) if self._rescale else vector
+
+    def told(self, pair: Pair, place: Place) -> Kept:
+        if self._density >= 1:
+            return Kept()
+        held = self._remembered(place)
+        mask = self.drawn(pair, place)[0] if held is None else held
+        return Kept(mask, times=1 / self._density if self._rescale else 1.0)
 
 
 def magnitude(vector: Tensor) -> Tensor:

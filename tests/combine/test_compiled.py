@@ -1,0 +1,163 @@
+"""Compiled loops give what calls of torch and numpy give, to the last bit, and are asked for when there is work."""
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, reject
+from hypothesis import strategies as st
+
+from isthmus.combine import COMBINATIONS, Block, Place, blockwise, run
+from isthmus.combine.compiled import loops as loops_of
+from isthmus.combine.compiled.loops import Loops
+from isthmus.combine.task_vectors import TaskVectors
+from isthmus.errors import InputError
+
+pytest.importorskip("numba")
+
+NEVER = 1 << 62
+TRIMMED = {
+    row.name: row.options
+    for row in COMBINATIONS.rows()
+    if "density" in row.options and isinstance(blockwise(row.name, 2), TaskVectors)
+}
+
+
+def merged(
+    loops: Loops, name: str, options: dict[str, object], tensors: list[torch.Tensor], weights: list[float]
+):
+    """A merge of one tensor, the base first, with loops or without."""
+    base, *models = tensors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops_of, "LOOPS", loops)
+        return run(blockwise(name, weights, options), models, base=base, key="w", seed=5)
+
+
+def bits(tensor: torch.Tensor) -> list[int]:
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16).flatten().tolist()
+
+
+def siblings(shape: tuple[int, ...], count: int, dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
+    """A base and models: some numbers are the same in all, some are equally far from the base, some are -0."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator).mul_(0.02).to(dtype)
+    base.view(-1)[::5] = -0.0
+    found = [base]
+    for _ in range(count):
+        step = torch.randn(shape, generator=generator).mul_(2e-3)
+        step.view(-1)[1::4] = step.view(-1)[1::4].sign() * 2**-9
+        model = (base.float() + step).to(dtype)
+        model.view(-1)[::3] = base.view(-1)[::3]
+        found.append(model)
+    return found
+
+
+Drawn = tuple[tuple[int, ...], int, torch.dtype, int]
+
+
+@st.composite
+def merges(draw: st.DrawFn):
+    name = draw(st.sampled_from(sorted(TRIMMED)))
+    fit = TRIMMED[name]
+    count = draw(st.integers(1, 3))
+    options: dict[str, object] = {"density": draw(st.sampled_from([0.3, 0.5, 1.0]))}
+    choices: dict[str, list[object]] = {
+        "convention": ["paper", "mergekit"],
+        "vote": ["sum", "count"],
+        "weighted_vote": [True, False],
+        "tie": ["plus", "majority"],
+        "divide": ["weights", "count", "none"],
+        "lam": [1.0, 0.7],
+    }
+    for option, values in choices.items():
+        if option in fit:
+            options[option] = draw(st.sampled_from(values))
+    if options["density"] == 1.0 and "epsilon" in fit:
+        options["epsilon"] = 0.0
+    weights = draw(st.sampled_from([[1.0] * count, [1.0, 0.5, -0.7][:count], [0.5, 0.2, 0.2][:count]]))
+    shape = draw(st.sampled_from([(1,), (3, 7), (5, 2049), (70, 100), (2, 3, 3, 3)]))
+    dtype = draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
+    return name, options, (shape, count, dtype, draw(st.integers(0, 99))), weights
+
+
+@given(merges())
+def test_loops_change_no_bit(merge: tuple[str, dict[str, object], Drawn, list[float]]):
+    name, options, drawn, weights = merge
+    tensors = siblings(*drawn)
+    try:
+        plain = merged(Loops(NEVER), name, options, tensors, weights)
+    except InputError:  # a convention that this rule does not have
+        reject()
+    assert bits(merged(Loops(0), name, options, tensors, weights)) == bits(plain)
+
+
+@pytest.mark.parametrize("name", sorted(TRIMMED))
+def test_nor_do_they_in_a_tensor_of_several_blocks(name: str):
+    tensors = siblings((600, 500), 2, torch.bfloat16, seed=1)
+    plain = merged(Loops(NEVER), name, {"density": 0.4}, tensors, [1.0, 0.5])
+    assert bits(merged(Loops(0), name, {"density": 0.4}, tensors, [1.0, 0.5])) == bits(plain)
+
+
+def test_they_are_there_for_the_rules_that_are_slow_without_them(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    loops = Loops(0).after(1)
+    assert loops is not None
+    for name in ("merged", "summed", "drawn_by_rank"):
+        monkeypatch.setattr(loops, name, spy(getattr(loops, name), name, asked))
+    for rule, options, wanted in (
+        ("ties", {}, {"merged"}),
+        ("dare-ties", {"convention": "mergekit"}, {"merged", "summed"}),
+        ("della", {"convention": "mergekit"}, {"merged", "drawn_by_rank"}),
+        ("della", {"convention": "paper"}, set[str]()),  # divides by probabilities, and sorts for them
+    ):
+        asked.clear()
+        merged(
+            Loops(0), rule, {"density": 0.4, **options}, siblings((300, 40), 2, torch.bfloat16, 0), [1.0, 1.0]
+        )
+        assert set(asked) == wanted, rule
+
+
+def spy(function, name: str, asked: list[str]):
+    def spied(*arguments: object) -> object:
+        asked.append(name)
+        return function(*arguments)
+
+    return spied
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 1])
+def test_what_is_not_finite_shows_in_what_they_write(wrong: float, where: int):
+    tensors = siblings((40, 50), 2, torch.bfloat16, seed=2)
+    tensors[where][3, 4] = wrong
+    found = merged(Loops(0), "dare-ties", {"density": 0.4}, tensors, [1.0, 1.0])
+    assert not found[3, 4].isfinite() and int((~found.isfinite()).sum()) == 1
+
+
+def test_other_dtypes_do_without_them():
+    base, *models = (t.double() for t in siblings((30, 20), 2, torch.float32, seed=3))
+    block = Block(tuple(models), Place("w", (30, 20), 0, 600), base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops_of, "LOOPS", Loops(0))
+        assert loops_of.pairs(block) is None
+
+
+def test_they_wait_until_there_is_enough_to_do():
+    loops = Loops(100)
+    assert loops.after(60) is None
+    assert loops.after(60) is not None
+    assert loops.after(1) is not None
+
+
+def test_where_they_cannot_be_had_nothing_else_changes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "numba.core", None)  # an import of it fails
+    assert Loops(0).after(1) is None
+    tensors = siblings((30, 20), 2, torch.float32, seed=4)
+    assert bits(merged(Loops(0), "ties", {}, tensors, [1.0, 1.0])) == bits(
+        merged(Loops(NEVER), "ties", {}, tensors, [1.0, 1.0])
+    )
+
+
+def test_numba_without_its_compiler_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("numba.core.config.DISABLE_JIT", True)
+    assert Loops(0).after(1) is None
