@@ -13,7 +13,7 @@ from isthmus.describing import Description
 from isthmus.describing import described as description_of
 from isthmus.errors import InputError
 from isthmus.listing import Methods
-from isthmus.recipe.reading import examine
+from isthmus.recipe.language.reading import examine
 from isthmus.registry import Method
 
 ROWS = {f"{row.kind} {row.name}": row for row in isthmus.methods()}

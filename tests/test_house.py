@@ -11,6 +11,8 @@ ROOMS = (  # a room imports from itself and from those after it
     "cli recipe report diagnose engine federated prune search measure paths repair statistics combine align"
     " maps features symmetry program weights zoo"
 ).split()
+# Within a room likewise; the files beside its sub-rooms see all of them, and none of them sees these files.
+SUBROOMS = {"recipe": "running planning output rows tokens inspection parents language".split()}
 GROUND = {"bars", "errors", "progress", "registry", "selectors"}  # under every room
 # See every room; only cli sees them.
 ROOF = set(
@@ -27,7 +29,7 @@ def place(file: Path) -> str:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Every place that a file imports from, wherever in the file, type checking included."""
+    """Everything of isthmus that a file imports, wherever in the file, type checking included: `room.file.name`."""
     package = ("isthmus", *file.relative_to(SOURCE).parent.parts)
     for node in ast.walk(ast.parse(file.read_text())):
         names: list[str] = []
@@ -39,7 +41,7 @@ def imported(file: Path) -> Iterator[str]:
         for name in names:
             first, _, rest = name.partition(".")
             if first == "isthmus":
-                yield rest.partition(".")[0] or "__init__"
+                yield rest or "__init__"
 
 
 def visible(here: str) -> set[str]:
@@ -57,8 +59,21 @@ def test_imports_go_down_the_house(file: Path):
     here = place(file)
     if here in ROOF or here == "cli":
         return
-    wrong = sorted(set(imported(file)) - visible(here))
+    wrong = sorted({name.partition(".")[0] for name in imported(file)} - visible(here))
     assert not wrong, f"{here} is below {', '.join(wrong)}"
+
+
+INNER = [file for file in FILES if place(file) in SUBROOMS and len(file.relative_to(SOURCE).parts) > 2]
+
+
+@pytest.mark.parametrize("file", INNER, ids=[str(file.relative_to(SOURCE)) for file in INNER])
+def test_imports_go_down_inside_a_room(file: Path):
+    room, here = file.relative_to(SOURCE).parts[:2]
+    known = SUBROOMS[room]
+    assert here in known
+    inside = {f"{name}.".split(".")[1] for name in imported(file) if name.split(".")[0] == room}
+    wrong = sorted(inside - {*known[known.index(here) :]})
+    assert not wrong, f"{room}/{here} is below {', '.join(name or room for name in wrong)}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)

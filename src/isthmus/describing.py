@@ -13,8 +13,9 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from isthmus.combine import terms_of
-from isthmus.recipe.dialect import REQUIRED, method_of
-from isthmus.recipe.dialect import Method as Dialect
+from isthmus.recipe.language.dialect import REQUIRED
+from isthmus.recipe.language.dialect import Method as Dialect
+from isthmus.recipe.language.methods import method_of
 from isthmus.registry import LAWS, Method, hints_of
 
 _Row = Method[Callable[..., object]]

@@ -16,9 +16,9 @@ import yaml
 from isthmus import progress
 from isthmus import weights as files
 from isthmus.errors import InputError, IsthmusError
-from isthmus.recipe.parents import content_hash
+from isthmus.recipe.language.text import parse, read_file
+from isthmus.recipe.parents.content import content_hash
 from isthmus.recipe.plan import Plan, plan_text
-from isthmus.recipe.text import parse, read_file
 from isthmus.search import Scores, Searched, Step
 from isthmus.search.scores import OnError, Scoring
 

@@ -14,7 +14,7 @@ from isthmus.align import by_parts
 from isthmus.align.by_parts import parts, weight_matching_by_parts
 from isthmus.engine import COPY, Job, Order, Source, Work, run
 from isthmus.errors import InputError, MismatchError
-from isthmus.recipe import streamed
+from isthmus.recipe.running import streamed
 from isthmus.symmetry import SymmetryGraph, reorder, saved
 from isthmus.symmetry.elements import random_element
 from isthmus.symmetry.from_config import symmetries_of

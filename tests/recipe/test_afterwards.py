@@ -12,8 +12,9 @@ import isthmus
 from isthmus import weights, zoo
 from isthmus.errors import DataError, InputError
 from isthmus.recipe.again import plan_again
-from isthmus.recipe.finish import Trial, shares
-from isthmus.recipe.inspecting import inspect
+from isthmus.recipe.inspection.inspecting import inspect
+from isthmus.recipe.running.shares import shares
+from isthmus.recipe.running.trial import Trial
 from isthmus.report import Results
 
 Make = Callable[[str], Path]

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 
 import isthmus.recipe
 from isthmus.errors import IsthmusError
+from isthmus.recipe.language.reading import examine
 from isthmus.recipe.plan import plan_text
-from isthmus.recipe.reading import examine
 
 _SPEC = importlib.util.spec_from_file_location(
     "fuzz_recipe", Path(__file__).parents[1] / "hostile" / "fuzz_recipe.py"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from isthmus.recipe.layers import counts, layout, natural
+from isthmus.recipe.parents.layers import counts, layout, natural
 
 
 def test_natural_order():

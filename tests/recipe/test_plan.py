@@ -13,7 +13,7 @@ import pytest
 
 import isthmus
 from isthmus.errors import InputError
-from isthmus.recipe.rows import Row
+from isthmus.recipe.rows.row import Row
 
 from .conftest import config, llama, tokenizer, write
 
@@ -71,7 +71,7 @@ def test_the_table_says_each_weight(recipe: Make):
 
 
 def test_json_holds_the_whole_plan(recipe: Make):
-    from isthmus.recipe.show import dump
+    from isthmus.recipe.planning.show import dump
 
     data = json.loads(dump(isthmus.plan(recipe(LINEAR))))
     assert data["bytes_written"] * 4 == data["bytes_read"]

@@ -13,11 +13,11 @@ import isthmus
 from isthmus import weights
 from isthmus.errors import InputError
 from isthmus.recipe.again import plan_again
-from isthmus.recipe.ancestry import draw, trace_back
-from isthmus.recipe.inspecting import inspect
-from isthmus.recipe.parents import content_hash
-from isthmus.recipe.published import public_text
-from isthmus.recipe.reading import examine
+from isthmus.recipe.inspection.ancestry import draw, trace_back
+from isthmus.recipe.inspection.inspecting import inspect
+from isthmus.recipe.language.reading import examine
+from isthmus.recipe.output.published import public_text
+from isthmus.recipe.parents.content import content_hash
 
 from .conftest import HIDDEN, config, llama, write
 
@@ -232,11 +232,11 @@ def test_a_header_without_its_parents_is_refused(recipe: Make, tmp_path: Path, m
 
 
 def test_a_content_is_hashed_as_it_was_before(models: Path, monkeypatch: pytest.MonkeyPatch):
-    from isthmus.recipe import parents
+    from isthmus.recipe.parents import content
 
     files = (models / "a" / "model.safetensors",)
     whole = content_hash(files)
-    monkeypatch.setattr(parents, "WHOLE_HASH", 10)
+    monkeypatch.setattr(content, "WHOLE_HASH", 10)
     sampled = content_hash(files)
     assert sampled != whole == content_hash(files, like=whole)
     monkeypatch.undo()

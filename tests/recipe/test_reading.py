@@ -6,8 +6,8 @@ from textwrap import dedent
 import pytest
 
 from isthmus.errors import InputError
-from isthmus.recipe.reading import examine, read
-from isthmus.recipe.schema import Reference
+from isthmus.recipe.language.reading import examine, read
+from isthmus.recipe.language.reference import Reference
 
 
 def problems(text: str) -> list[str]:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import isthmus
 from isthmus.errors import InputError, MismatchError, WeightsError
 from isthmus.recipe.again import plan_again
-from isthmus.recipe.difference import difference
-from isthmus.recipe.inspecting import inspect
+from isthmus.recipe.inspection.difference import difference
+from isthmus.recipe.inspection.inspecting import inspect
 
 from .conftest import config, llama, tokenizer, write
 
@@ -284,17 +284,17 @@ def test_the_paper_s_arithmetic_is_another(recipe: Make, tmp_path: Path):
 
 
 def test_a_large_content_is_hashed_by_samples(models: Path, monkeypatch: pytest.MonkeyPatch):
-    from isthmus.recipe import parents
+    from isthmus.recipe.parents import content
 
     files = (models / "a" / "model.safetensors",)
-    assert parents.content_hash(files).startswith("sha256:")
-    monkeypatch.setattr(parents, "WHOLE_HASH", 10)
-    sampled = parents.content_hash(files)
+    assert content.content_hash(files).startswith("sha256:")
+    monkeypatch.setattr(content, "WHOLE_HASH", 10)
+    sampled = content.content_hash(files)
     assert sampled.startswith("sampled-sha256:")
-    assert sampled != parents.content_hash((models / "b" / "model.safetensors",))
+    assert sampled != content.content_hash((models / "b" / "model.safetensors",))
 
 
 def test_a_plain_merge_imports_what_it_needs_and_no_more():
     heavy = "{'scipy', 'sympy', 'jinja2', 'isthmus.align', 'isthmus.measure', 'isthmus.repair'} & set(sys.modules)"
-    probe = f"import sys; import isthmus.recipe.run; assert not {heavy}, {heavy}"
+    probe = f"import sys; import isthmus.recipe.running.run; assert not {heavy}, {heavy}"
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)

@@ -2,10 +2,12 @@
 
 import pytest
 
-from isthmus.recipe.dialect import REQUIRED
-from isthmus.recipe.reading import examine
-from isthmus.recipe.schema import Block, Filtered, Preset, Reference
-from isthmus.recipe.settings import Spot, block_levels, gradient, value_of
+from isthmus.recipe.language.dialect import REQUIRED
+from isthmus.recipe.language.ours import Block
+from isthmus.recipe.language.parameters import Filtered, Preset
+from isthmus.recipe.language.reading import examine
+from isthmus.recipe.language.reference import Reference
+from isthmus.recipe.rows.settings import Spot, block_levels, gradient, value_of
 
 MLP = Spot("model.layers.1.mlp.up.weight", 0.5, 1, 3)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from isthmus.errors import InputError
-from isthmus.recipe.text import MOST_BYTES, parse, read_file
+from isthmus.recipe.language.text import MOST_BYTES, parse, read_file
 
 
 def test_values_and_their_lines():

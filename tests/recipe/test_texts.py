@@ -11,7 +11,7 @@ from torch import nn
 import isthmus
 from isthmus import weights
 from isthmus.errors import DataError, InputError
-from isthmus.recipe.texts import Text, read_text, refuse_unless_causal
+from isthmus.recipe.running.texts import Text, read_text, refuse_unless_causal
 
 from .conftest import VOCABULARY, config, llama, tokenizer, write
 

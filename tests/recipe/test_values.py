@@ -9,9 +9,9 @@ import pytest
 import isthmus
 from isthmus.combine import blockwise
 from isthmus.errors import InputError
-from isthmus.recipe.dialect import METHODS, PARAMETERS, REQUIRED, Method, refused, summed_to_nothing
-from isthmus.recipe.jobs import arithmetic
-from isthmus.recipe.rows import Part, Row
+from isthmus.recipe.language.dialect import METHODS, PARAMETERS, REQUIRED, Method, refused, summed_to_nothing
+from isthmus.recipe.rows.arithmetic import arithmetic
+from isthmus.recipe.rows.row import Part, Row
 
 Make = Callable[[str], Path]
 

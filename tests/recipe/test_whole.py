@@ -14,8 +14,8 @@ import isthmus
 from isthmus import weights, zoo
 from isthmus.align import ALIGNMENTS
 from isthmus.errors import InputError
-from isthmus.recipe import moved
 from isthmus.recipe.plan import plan_text
+from isthmus.recipe.running import moved
 
 from .test_lora import adapter
 
@@ -220,7 +220,7 @@ def test_a_merge_of_moved_models_is_repaired_as_in_python(
         make(align, shares, "  repair: {method: repair, mode: sequential}\n  evaluate: loss\n")
     )
     if cut:  # the alignment is asked for once more, and is read back
-        from isthmus.recipe.finish import Trial
+        from isthmus.recipe.running.trial import Trial
 
         def stop(*_: object) -> None:
             raise KeyboardInterrupt

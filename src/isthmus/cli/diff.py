@@ -25,7 +25,7 @@ def diff(
 ) -> None:
     """Compare structure, distance, direction and signs of two models."""
     from isthmus import progress
-    from isthmus.recipe.difference import difference
+    from isthmus.recipe.inspection.difference import difference
 
     progress.enable()
     found = difference(a, b, base=base)

@@ -20,7 +20,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, tensors included.")] = False,
 ) -> None:
     """Say what a model is: its tensors, layers, configuration, and how it was merged if it was."""
-    from isthmus.recipe.inspecting import inspect as look
+    from isthmus.recipe.inspection.inspecting import inspect as look
 
     found = look(model)
     if as_json:

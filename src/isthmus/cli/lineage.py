@@ -23,7 +23,7 @@ def lineage(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the tree of merges behind a model, as far back as the models found here tell."""
-    from isthmus.recipe.ancestry import draw, trace_back
+    from isthmus.recipe.inspection.ancestry import draw, trace_back
 
     found = trace_back(model, parents)
     typer.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else draw(found))

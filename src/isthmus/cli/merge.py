@@ -310,7 +310,7 @@ def _plan(path: Path, parents: Path | None) -> Plan:
 
 
 def _size(option: str, text: str | None) -> int | None:
-    from isthmus.recipe.schema import read_size
+    from isthmus.recipe.language.ours import read_size
 
     try:
         return None if text is None else read_size(text)

@@ -22,7 +22,7 @@ def plan(
 ) -> None:
     """Check a recipe against the headers of its models; nothing is read or written beyond them."""
     from isthmus import plan as plan_recipe
-    from isthmus.recipe.show import dump
+    from isthmus.recipe.planning.show import dump
 
     found = plan_recipe(recipe)
     if as_json:

@@ -11,9 +11,10 @@ import dataclasses
 from pathlib import Path
 
 from isthmus.errors import InputError, MismatchError
-from isthmus.recipe import headers
-from isthmus.recipe.inspecting import recorded
-from isthmus.recipe.parents import Parent, content_hash
+from isthmus.recipe.inspection.inspecting import recorded
+from isthmus.recipe.parents import headers
+from isthmus.recipe.parents.content import content_hash
+from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.plan import Plan, plan_text
 
 

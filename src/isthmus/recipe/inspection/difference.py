@@ -1,0 +1,219 @@
+"""How far two models of one architecture are from each other: structure, distance, direction, signs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from isthmus import progress, weights
+from isthmus.errors import MismatchError
+from isthmus.recipe.parents.layers import layout, natural
+
+_BLOCK = 1 << 20  # elements at a time: memory stays small whatever a tensor's size
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Sums over some elements of two models, from which all else follows.
+
+    Args:
+        count: of elements.
+        a: sum of squares of the first.
+        b: sum of squares of the second.
+        product: sum of products.
+        gap: sum of squared differences.
+        nonzero: elements that are zero in neither.
+        agree: those of them whose signs are equal.
+    """
+
+    count: int = 0
+    a: float = 0.0
+    b: float = 0.0
+    product: float = 0.0
+    gap: float = 0.0
+    nonzero: int = 0
+    agree: int = 0
+
+    def __add__(self, other: Distance) -> Distance:
+        return Distance(
+            self.count + other.count,
+            self.a + other.a,
+            self.b + other.b,
+            self.product + other.product,
+            self.gap + other.gap,
+            self.nonzero + other.nonzero,
+            self.agree + other.agree,
+        )
+
+    @property
+    def relative(self) -> float:
+        """Distance over the root of the product of the lengths: the same from either side."""
+        scale = math.sqrt(math.sqrt(self.a * self.b))
+        return math.sqrt(self.gap) / scale if scale else (math.inf if self.gap else 0.0)
+
+    @property
+    def cosine(self) -> float:
+        """Of the angle between them; not a number where one is zero."""
+        return self.product / math.sqrt(self.a * self.b) if self.a and self.b else math.nan
+
+    @property
+    def signs(self) -> float:
+        """Part of the elements that are zero in neither and have one sign in both."""
+        return self.agree / self.nonzero if self.nonzero else math.nan
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models side by side.
+
+    Args:
+        names: of the two, and of the base if there is one.
+        tensors: distances of what both have in one shape, by name.
+        only: tensors that only one has, by model.
+        reshaped: tensors of two shapes.
+    """
+
+    names: tuple[str, ...]
+    tensors: Mapping[str, Distance]
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(
+        default_factory=dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    )
+
+    @property
+    def blocks(self) -> dict[str, Distance]:
+        """Distances by layer; what is outside the layers by its own name."""
+        places = layout(self.tensors).place
+        found: dict[str, Distance] = {}
+        for name in sorted(self.tensors, key=natural):
+            block = f"{places[name][0]}.{places[name][1]}" if name in places else name
+            found[block] = found.get(block, Distance()) + self.tensors[name]
+        return found
+
+    @property
+    def whole(self) -> Distance:
+        """Over all tensors."""
+        return sum(self.tensors.values(), Distance())
+
+    def table(self, *, tensors: bool = False) -> str:
+        """Lines for people: one per block, or per tensor.
+
+        Args:
+            tensors: one line per tensor.
+        """
+        rows = dict(self.tensors) if tensors else self.blocks
+        rows = {name: rows[name] for name in sorted(rows, key=natural)} | {"all": self.whole}
+        width = max(len(name) for name in rows)
+        what = "task vectors" if len(self.names) == 3 else "weights"
+        lines = [
+            f"{what} of {self.names[0]} and {self.names[1]}"
+            + (f", from {self.names[2]}" if self.names[2:] else "")
+        ]
+        for model, names in self.only.items():
+            lines.append(
+                f"only in {model}: {len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            )
+        for name, (one, other) in self.reshaped.items():
+            lines.append(f"shapes differ: {name}  {one}  {other}")
+        lines.append(f"{'':{width}}  {'distance':>9}  {'cosine':>8}  {'signs':>7}")
+        for name, row in rows.items():
+            lines.append(f"{name:{width}}  {row.relative:9.3g}  {row.cosine:8.4f}  {100 * row.signs:6.1f}%")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+
+        def one(row: Distance) -> dict[str, object]:
+            values: dict[str, float] = {"distance": row.relative, "cosine": row.cosine, "signs": row.signs}
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            return {"elements": row.count, **finite}
+
+        return {
+            "models": list(self.names),
+            "all": one(self.whole),
+            "blocks": {name: one(row) for name, row in self.blocks.items()},
+            "tensors": {name: one(row) for name, row in self.tensors.items()},
+            "only": {model: list(names) for model, names in self.only.items()},
+            "reshaped": {name: [list(a), list(b)] for name, (a, b) in self.reshaped.items()},
+        }
+
+
+def difference(a: Path, b: Path, *, base: Path | None = None) -> Difference:
+    """Compare two models, block by block of a few megabytes.
+
+    Args:
+        a: a model.
+        b: another.
+        base: what both were trained from: then their differences from it are compared.
+
+    Raises:
+        WeightsError: one of them cannot be read.
+        MismatchError: they have no tensor in common, or the base lacks one that both have.
+    """
+    paths = [a, b] if base is None else [a, b, base]
+    opened = [weights.open(path) for path in paths]
+    first, second = opened[0], opened[1]
+    names = [path.name or str(path) for path in paths]
+    common = [name for name in sorted(first, key=natural) if name in second]
+    shapes = {name: tuple(weights.stored(first, name).shape) for name in common}
+    reshaped = {
+        name: (shapes[name], other)
+        for name in common
+        if (other := tuple(weights.stored(second, name).shape)) != shapes[name]
+    }
+    alike = [n for n in common if n not in reshaped and weights.stored(first, n).dtype.is_floating_point]
+    if not alike:
+        raise MismatchError(f"{a} and {b} have no tensor in common")
+    if base is not None:
+        lacking = [
+            n for n in alike if n not in opened[2] or tuple(weights.stored(opened[2], n).shape) != shapes[n]
+        ]
+        if lacking:
+            raise MismatchError(
+                f"{base} is not what {a} and {b} were trained from: it lacks tensors", lacking
+            )
+    found: dict[str, Distance] = {}
+    total = sum(math.prod(shapes[name]) for name in alike)
+    with progress.task("comparing", total=total, unit="elements") as advance:
+        for name in alike:
+            found[name] = _distance(
+                [weights.stored(tensors, name) for tensors in opened], math.prod(shapes[name])
+            )
+            advance(found[name].count)
+    only = {
+        names[0]: tuple(n for n in sorted(first, key=natural) if n not in second),
+        names[1]: tuple(n for n in sorted(second, key=natural) if n not in first),
+    }
+    return Difference(tuple(names), found, {k: v for k, v in only.items() if v}, reshaped)
+
+
+def _distance(stored: list[weights.Stored], count: int) -> Distance:
+    total = Distance()
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        a, b, *base = (tensor.elements(start, stop).float() for tensor in stored)
+        if base:
+            a, b = a - base[0], b - base[0]
+        total += _measured(a, b)
+        for tensor in stored:
+            tensor.drop(start, stop)
+    return total
+
+
+def _measured(a: Tensor, b: Tensor) -> Distance:
+    wide_a, wide_b = a.double(), b.double()
+    signs = torch.sign(a) * torch.sign(b)
+    return Distance(
+        a.numel(),
+        float(wide_a.dot(wide_a)),
+        float(wide_b.dot(wide_b)),
+        float(wide_a.dot(wide_b)),
+        float((wide_a - wide_b).square().sum()),
+        int((signs != 0).sum()),
+        int((signs > 0).sum()),
+    )

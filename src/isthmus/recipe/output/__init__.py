@@ -1,0 +1,1 @@
+"""What lies beside the tensors: configuration, side files, model card, names without folders."""
