@@ -1,6 +1,5 @@
 """Values that no arithmetic takes, alone or together: told by the plan, with their line."""
 
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import isthmus
 from isthmus.combine import blockwise
 from isthmus.errors import InputError
 from isthmus.recipe.language.dialect import METHODS, PARAMETERS, REQUIRED, Method, refused, summed_to_nothing
+from isthmus.recipe.language.recipe import Recipe
 from isthmus.recipe.rows.arithmetic import arithmetic
 from isthmus.recipe.rows.row import Part, Row
 
@@ -102,15 +102,14 @@ def test_what_a_plan_lets_pass_its_rule_takes_and_the_other_way_round(method: Me
         opposed = _made(method, {})
         opposed[0]["weight"], opposed[1]["weight"] = 1.0, -1.0
         cases.append(opposed)
-    ours = types.SimpleNamespace(convention="mergekit")
+    recipe = Recipe(merge_method=method.name)
     told_of: list[bool] = []
     for *own, shared in cases:
         told = any([*refused(method, shared), *(said for values in own for said in refused(method, values))])
         told = told or summed_to_nothing(method, shared, own)
         parts = tuple(Part(str(i), "w", values) for i, values in enumerate(own))
         row = Row("w", (2, 2), "float32", "merged", parts, shared)
-        recipe = types.SimpleNamespace(merge_method=method.name, isthmus=ours)
-        rule, weights, options = arithmetic(recipe, row)  # type: ignore[arg-type]
+        rule, weights, options = arithmetic(recipe, row)
         try:
             blockwise(rule, weights or (2 if rule == "slerp" else len(parts)), options)
         except InputError:

@@ -12,8 +12,7 @@ from isthmus.recipe.language.aligning import Whole
 from isthmus.recipe.language.reading import examine
 from isthmus.recipe.language.text import read_file
 from isthmus.recipe.output.folder import beside
-from isthmus.recipe.parents.opening import adapters_told, open_parents
-from isthmus.recipe.parents.sizes import size
+from isthmus.recipe.parents import opening
 from isthmus.recipe.planning import afterwards, alignment, costs, rig
 from isthmus.recipe.planning.planned import Planned
 from isthmus.recipe.planning.rig import MODEL_HINT
@@ -146,7 +145,7 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
         afterwards.check_of_use(recipe.isthmus, needed, problems)
     named = rig.read(recipe.isthmus, roots, inside, problems)
     run = named if after is not None or (moving is not None and moving.symmetries != "file") else None
-    parents = open_parents(recipe, problems, roots, inside)
+    parents = opening.open_parents(recipe, problems, roots, inside)
     if parents is None or not parents:
         raise problems.error()
     base = str(recipe.base_model) if recipe.base_model else None
@@ -182,12 +181,7 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
         run = dataclasses.replace(run, config=config or "", tokenizer=cut)
         rig.check_fit(run, ("isthmus", asking), traced, rows.rows, problems)
         problems.check()
-    notes += adapters_told(parents)
-    notes += [
-        f"{name}: {size(parent.awaited)} are fetched from the hub when this runs"
-        for name, parent in parents.items()
-        if parent.awaited
-    ]
+    notes += opening.told(parents)
     made = (recipe, parents, tuple(rows.rows), vocabulary, tuple(files), tuple(notes))
     plan = Plan(path, text, *made, graph, after, moving, run)
     if (said := costs.over(plan, recipe.isthmus.limits.memory)) is not None:

@@ -16,6 +16,7 @@ from isthmus.recipe.language.ours import Ours
 from isthmus.recipe.language.parameters import Parameters
 from isthmus.recipe.language.reference import UNKNOWN_MODEL, Model, Reference
 from isthmus.recipe.language.strict import Strict, short
+from isthmus.recipe.language.text import nearest
 from isthmus.recipe.language.tokens import Tokenizer, TokenizerSource
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -56,8 +57,6 @@ def _dtype(value: object) -> object:
         return None
     name = str(value).removeprefix("torch.")
     if not isinstance(value, str) or name not in DTYPES:
-        from isthmus.recipe.language.text import nearest
-
         if name.startswith("float8_"):
             raise ValueError(
                 f"{short(value)} needs scales, and a recipe writes none: merge in bfloat16 and quantize the result, "

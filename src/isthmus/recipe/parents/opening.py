@@ -14,6 +14,7 @@ from isthmus.recipe.parents.headers import Checkpoint, Entry, of_remote, read
 from isthmus.recipe.parents.lora import SETTINGS, WEIGHTS, Adapter, read_adapter
 from isthmus.recipe.parents.parent import Parent, read_json
 from isthmus.recipe.parents.places import place_of
+from isthmus.recipe.parents.sizes import size
 
 
 def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | None = None) -> Parent:
@@ -141,8 +142,8 @@ def open_parents(
     return parents if not failed and recipe.readable else None
 
 
-def adapters_told(parents: Mapping[str, Parent]) -> list[str]:
-    """What adapters add, a line each."""
+def told(parents: Mapping[str, Parent]) -> list[str]:
+    """What adapters add, and what is not here yet, a line each."""
     notes: list[str] = []
     for name, parent in parents.items():
         if (adapter := parent.adapter) is not None:
@@ -150,4 +151,9 @@ def adapters_told(parents: Mapping[str, Parent]) -> list[str]:
             notes.append(
                 f"{name}: LoRA of rank {adapter.rank} added to {len(adapter.factors)} tensors{replaced}"
             )
+    notes += [
+        f"{name}: {size(parent.awaited)} are fetched from the hub when this runs"
+        for name, parent in parents.items()
+        if parent.awaited
+    ]
     return notes

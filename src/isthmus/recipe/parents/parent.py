@@ -12,6 +12,7 @@ from typing import cast
 
 from isthmus.errors import IsthmusError, WeightsError
 from isthmus.recipe.language.reference import Reference
+from isthmus.recipe.language.text import parse
 from isthmus.recipe.parents.headers import Checkpoint
 from isthmus.recipe.parents.lora import Adapter
 
@@ -117,8 +118,6 @@ def card_field(card: Path, name: str) -> str | None:
     match = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     if match is None:
         return None
-    from isthmus.recipe.language.text import parse
-
     try:
         data, _ = parse(match[1], card.name)
     except IsthmusError:

@@ -1,7 +1,7 @@
 """`isthmus: {align: ...}`: whether models can be brought together as a recipe asks, before a tensor is read.
 
-Weight matching by parts reads models as they stream (`streamed.py`); all other methods, and its other options, hold
-them whole (`moved.py`). Of these the registry says what there is, so a plan that names one imports torch.
+Weight matching by parts reads models as they stream (`running/streamed.py`); all other methods, and its other options,
+hold them whole (`running/moved.py`). Of these the registry says what there is, so a plan that names one imports torch.
 """
 
 from __future__ import annotations

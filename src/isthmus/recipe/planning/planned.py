@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from isthmus.recipe.language.dialect import Method
 from isthmus.recipe.language.methods import method_of
@@ -18,9 +17,6 @@ from isthmus.recipe.planning.alignment import Moving
 from isthmus.recipe.planning.rig import Rig
 from isthmus.recipe.rows.row import Row
 from isthmus.recipe.tokens.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from isthmus.errors import InputError, IsthmusError
 from isthmus.recipe.language.ours import Ours
 from isthmus.recipe.language.text import Problems, Where
+from isthmus.recipe.parents import places
 from isthmus.recipe.parents.layers import counts, natural
+from isthmus.recipe.rows.row import Row
 
 if TYPE_CHECKING:
     from torch import nn
 
     from isthmus.program import Inputs
-    from isthmus.recipe.rows.row import Row
-
 
 #: What is said where a model is missing, or where there is no data.
 MODEL_HINT = (
@@ -107,12 +107,11 @@ def read(ours: Ours, roots: Sequence[Path], inside: Path | None, problems: Probl
 def _find_data(ours: Ours, roots: Sequence[Path], inside: Path | None, problems: Problems) -> str:
     if ours.data is None:
         return ""
-    from isthmus.recipe.parents.places import find
     from isthmus.zoo.data import find_data
 
     try:
         if ours.data.startswith(_TEXT):
-            kind, path = "text", find(ours.data.removeprefix(_TEXT), roots)
+            kind, path = "text", places.find(ours.data.removeprefix(_TEXT), roots)
             if path is None or not path.is_file():
                 raise InputError(f"{ours.data}: there is no such file")
         else:

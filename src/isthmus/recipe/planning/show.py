@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from isthmus.recipe.language.aligning import Align, ByParts
 from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.parents.sizes import size
 from isthmus.recipe.planning import costs
+from isthmus.recipe.planning.afterwards import Afterwards
 from isthmus.recipe.planning.alignment import reference_of
 from isthmus.recipe.planning.planned import Planned
+from isthmus.recipe.rows.row import Row
 from isthmus.recipe.tokens.vocabulary import Vocabulary
 from isthmus.registry import label
-
-if TYPE_CHECKING:
-    from isthmus.recipe.planning.afterwards import Afterwards
-    from isthmus.recipe.rows.row import Row
 
 
 def describe(plan: Planned) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from isthmus.errors import InputError
 from isthmus.recipe.language.dialect import METHODS, method_name
-from isthmus.recipe.rows.row import Part
-
-if TYPE_CHECKING:
-    from isthmus.recipe.language.recipe import Recipe
-    from isthmus.recipe.rows.row import Row
+from isthmus.recipe.language.recipe import Recipe
+from isthmus.recipe.rows.row import Part, Row
 
 
 def arithmetic(recipe: Recipe, row: Row) -> tuple[str, tuple[float, ...], dict[str, object]]:

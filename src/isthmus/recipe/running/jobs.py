@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,14 +15,10 @@ from isthmus.engine.sources import reader
 from isthmus.recipe.parents.sizes import NAMES
 from isthmus.recipe.planning.planned import Planned
 from isthmus.recipe.rows.arithmetic import arithmetic
-from isthmus.recipe.rows.row import Part
+from isthmus.recipe.rows.row import Part, Row
+from isthmus.recipe.running.aligned import Aligned
 from isthmus.recipe.running.padding import Padding
 from isthmus.recipe.tokens.names import is_tokens
-
-if TYPE_CHECKING:
-    from isthmus.recipe.rows.row import Row
-    from isthmus.recipe.running.aligned import Aligned
-
 
 _INTEGERS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -173,8 +170,6 @@ def _rows(source: Source) -> tuple[int, ...]:
 
 
 def _replace(source: Source, **changes: object) -> Source:
-    import dataclasses
-
     return dataclasses.replace(source, **changes)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError
 from isthmus.recipe.language.aligning import ByParts
+from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.planning.alignment import reference_of
 from isthmus.recipe.planning.planned import Planned
 from isthmus.recipe.running.aligned import Aligned
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from isthmus.align import Alignment
-    from isthmus.recipe.parents.parent import Parent
     from isthmus.symmetry import SymmetryGraph
     from isthmus.weights.stored import Stored
 
