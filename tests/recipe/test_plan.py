@@ -218,6 +218,8 @@ parameters: {t: 0.5}
 def test_parameters_that_a_method_does_not_read_are_named(recipe: Make):
     text = "models: [{model: a, parameters: {weight: 1, density: 0.5}}]\nmerge_method: linear\n"
     assert "linear does not read density" in isthmus.plan(recipe(text)).notes
+    ours = text.replace("linear", "average")
+    assert "average does not read density" in isthmus.plan(recipe(ours)).notes
 
 
 def test_a_rule_of_our_own_is_planned_too(recipe: Make):
@@ -369,6 +371,48 @@ def test_a_block_that_meets_nothing_is_told(recipe: Make, block: str, expected: 
     text = LINEAR + f"isthmus:\n  blocks:\n  - {{{block}, parameters: {{weight: 2}}}}\n"
     found = said(recipe, text)
     assert expected in found and "recipe.yml:11" in found and "1 problem" in found
+
+
+TIES = """
+merge_method: ties
+base_model: base
+models: [{model: a}, {model: b}]
+parameters: {weight: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("model: base, parameters: {weight: 2}", "blocks[0]: base is the base, and ties gives a base no weight"),
+        ("model: base, parameters: {weight: 2, density: 0.5}", "ties gives a base no density"),
+        ("model: a, parameters: {lambda: 2}", "blocks[0]: ties has one lambda for all models"),
+    ],
+)  # fmt: skip
+def test_a_block_of_a_model_that_nothing_reads_is_told(recipe: Make, block: str, expected: str):
+    found = said(recipe, TIES + f"isthmus:\n  blocks:\n  - {{{block}}}\n")
+    assert expected in found and "recipe.yml:8" in found
+
+
+def test_a_block_of_a_base_that_is_merged_is_read(recipe: Make):
+    blocks = "isthmus: {blocks: [{model: base, parameters: {weight: 2}}]}\n"
+    parts = row(isthmus.plan(recipe(TIES.replace("ties", "linear") + blocks)), "lm_head.weight").parts
+    assert {part.model: part.values["weight"] for part in parts} == {"a": 1, "b": 1, "base": 2}
+
+
+def test_a_block_of_a_base_of_one_slice_is_read_in_the_others(recipe: Make):
+    one = "  - sources: [{model: BASE, layer_range: [L, H]}, {model: a, layer_range: [L, H]}]\n    base_model: BASE\n"
+    two = one.replace("BASE", "b").replace("a,", "base,")
+    slices = one.replace("BASE", "base").replace("L", "0").replace("H", "1") + two.replace("L", "1").replace(
+        "H", "3"
+    )
+    blocks = "isthmus: {blocks: [{model: base, parameters: {weight: 2}}]}\n"
+    plan = isthmus.plan(recipe(f"merge_method: ties\nslices:\n{slices}parameters: {{weight: 1}}\n{blocks}"))
+    found = [row(plan, f"model.layers.{layer}.mlp.up_proj.weight").parts for layer in (0, 1)]
+    assert [[(p.model, p.base, p.values.get("weight")) for p in parts] for parts in found] == [
+        [("base", True, None), ("a", False, 1)],
+        [("b", True, None), ("base", False, 2)],
+    ]
 
 
 def test_a_limit_of_memory_that_is_too_low_is_told(recipe: Make):

@@ -71,7 +71,9 @@ class Made:
         if not any(found):
             # A member that only other layers have, or a head that is the embedding everywhere.
             return
-        self._misfits.met(spot, [source.model for source in context.sources], found)
+        self._misfits.met(
+            spot, [source.model for source in context.sources], found, self._given.base_of(context)
+        )
         if self._misfits.skips(spot.name):
             self._skip(spot.name, context, found)
             return

@@ -8,7 +8,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from isthmus.recipe.language.dialect import METHODS, NORMALIZED, Method
+from isthmus.recipe.language.dialect import NORMALIZED, Method
+from isthmus.recipe.language.ours import Block
 from isthmus.recipe.language.recipe import Recipe
 from isthmus.recipe.language.text import Problems, Where, near
 from isthmus.recipe.parents.layers import layout, natural
@@ -48,16 +49,19 @@ class Misfits:
         self._skipping = [0] * len(recipe.isthmus.skip)
         self._called = [0] * len(recipe.isthmus.blocks)
         self._fitting = [0] * len(recipe.isthmus.blocks)
+        self._owned = [0] * len(recipe.isthmus.blocks)
         self._deepest = [0] * len(recipe.isthmus.blocks)
 
-    def met(self, spot: Spot, models: Sequence[str], names: Sequence[str | None]) -> None:
+    def met(self, spot: Spot, models: Sequence[str], names: Sequence[str | None], base: int | None) -> None:
         """Take a tensor into account.
 
         Args:
             spot: of the output.
             models: that it is made of.
             names: of it in each of them.
+            base: index of the model that has no parameters of its own, if one is.
         """
+        owners = [model for index, model in enumerate(models) if index != base]
         self._names.add(spot.name)
         self._names.update(name for name in names if name is not None)
         for index, block in enumerate(self._recipe.isthmus.blocks):
@@ -65,7 +69,9 @@ class Misfits:
                 continue
             self._called[index] += 1
             self._deepest[index] = max(self._deepest[index], spot.layers)
-            self._fitting[index] += fits(block, spot) and (block.model is None or str(block.model) in models)
+            fitting, model = fits(block, spot), str(block.model)
+            self._fitting[index] += fitting and (block.model is None or model in models)
+            self._owned[index] += fitting and model in owners
 
     def skips(self, name: str) -> bool:
         """Whether a tensor is not merged, as the recipe asks; every pattern that fits has then met it."""
@@ -100,7 +106,7 @@ class Misfits:
             what = f"the weights of {_tensors(len(names))} sum to 0, by which they are divided: {_few(names)}"
             self._problems.add(where, what, f"`{NORMALIZED[method.name]}: false` leaves the sum as it is")
         if not self.unseen:
-            self._tell_unmet()
+            self._tell_unmet(method)
         if self.skipped:
             self._notes.append(
                 f"{self.skipped} tensors are skipped: taken from the base (else the first model) as they are"
@@ -115,8 +121,8 @@ class Misfits:
         self._unread(method)
         return self._notes
 
-    def _tell_unmet(self) -> None:
-        """Patterns, blocks and filters that are about no tensor."""
+    def _tell_unmet(self, method: Method) -> None:
+        """Patterns, blocks and filters that are about no tensor, and values in blocks that nothing reads."""
         ours = self._recipe.isthmus
         for index, (pattern, count) in enumerate(zip(ours.skip, self._skipping, strict=True)):
             if not count:
@@ -135,6 +141,8 @@ class Misfits:
             elif not self._fitting[index] and (not block.model or str(block.model) in models):
                 within = "" if block.layers is None else f" in layers {list(block.layers)}"
                 self._problems.add(where, f"blocks[{index}]: no tensor{of} is called {block.match!r}{within}")
+            elif block.model is not None and str(block.model) in models:
+                self._tell_unowned(method, index, block)
         told: set[str] = set()
         for where, settings in self._recipe.settings():
             for name, setting in settings.items():
@@ -145,6 +153,21 @@ class Misfits:
                     line = self._problems.line((*where, name, *(() if index is None else (index,))))
                     way = ": it is a part of a name, without *" if "*" in part else self._alike(part)
                     self._notes.append(f"filter {part!r} at line {line} fits no tensor{way}")
+
+    def _tell_unowned(self, method: Method, index: int, block: Block) -> None:
+        """Parameters that a block gives one model, and that this model has not."""
+        for name in block.parameters:
+            if name not in method.parameters:
+                continue  # said of all levels at once
+            if name not in method.per_model:
+                what, hint = f"{method.name} has one {name} for all models", "leave `model` out of the block"
+            elif not self._owned[index]:
+                what, hint = f"{block.model} is the base, and {method.name} gives a base no {name}", None
+            else:
+                continue
+            self._problems.add(
+                ("isthmus", "blocks", index, "parameters", name), f"blocks[{index}]: {what}", hint
+            )
 
     def _alike(self, pattern: str) -> str:
         """`, did you mean 'mlp'?`, for the first part of a pattern that is in no name; else what names look like."""
@@ -228,7 +251,7 @@ class Misfits:
             for name in settings
             if name not in method.parameters
         }
-        if unread and method.name in METHODS:
+        if unread:
             self._notes.append(f"{method.name} does not read {', '.join(sorted(unread))}")
         for piece in self._recipe.slices or ():
             if piece.residual_weight is not None:

@@ -93,9 +93,7 @@ class Given:
             for name in method.parameters
             if name not in method.per_model
         }
-        # The same model twice in a slice (other layers of it): the first is the base.
-        models = [source.model for source in context.sources]
-        base = models.index(context.base) if method.base != "none" and context.base in models else None
+        base = self.base_of(context)
         own: list[Mapping[str, object]] = []
         for index, (source, name) in enumerate(zip(context.sources, names, strict=True)):
             levels = self._levels(spot, context, source)
@@ -103,6 +101,12 @@ class Given:
             own.append({k: self._value(k, spot, levels, name, source.where, source.model) for k in keys})
         self._check(spot, context, names, shared, own)
         return Values(shared, tuple(own), base)
+
+    def base_of(self, context: Context) -> int | None:
+        """The index of the source that is the base, which has no parameters of its own; None where none is."""
+        # The same model twice in a slice (other layers of it): the first is the base.
+        models = [source.model for source in context.sources]
+        return models.index(context.base) if self._method.base != "none" and context.base in models else None
 
     def _levels(
         self, spot: Spot, context: Context, source: Source | None = None
