@@ -197,6 +197,18 @@ def test_paths_below_one_folder_become_names(recipe: Make, tmp_path: Path, model
     assert card(tmp_path / "out").replace("# out", "# again") == card(tmp_path / "again")
 
 
+def test_where_the_donor_was_loaded_from_is_not_written_on(recipe: Make, tmp_path: Path):
+    part = {"_name_or_path": "org/encoder", "hidden_size": 8, "layer_types": ["full_attention"] * 3}
+    told = {**config(), "_name_or_path": "/home/someone/base", "vision_config": part}
+    write(tmp_path / "x", llama(), told)
+    write(tmp_path / "y", llama(seed=1), config())
+    text = LINEAR + f"models: [{{model: {tmp_path}/x}}, {{model: {tmp_path}/y}}]\n"
+    isthmus.plan(recipe(text)).run(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    del told["_name_or_path"], part["_name_or_path"]
+    assert {key: written[key] for key in told} == told and "_name_or_path" not in written
+
+
 def test_paths_are_found_wherever_a_recipe_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home = tmp_path / "home" / "me"
     for file in (home / "x'1", tmp_path / "b" / "images.npz"):

@@ -13,6 +13,9 @@ from isthmus.recipe.rows.row import Rows
 from isthmus.recipe.tokens.names import HEADS
 from isthmus.recipe.tokens.vocabulary import Vocabulary
 
+# Where transformers has loaded the donor from: another model's name, or a path on whoever's machine saved it.
+_LOADED_FROM = "_name_or_path"
+
 
 def config_text(
     recipe: Recipe, donor: Parent, vocabulary: Vocabulary | None, rows: Rows, notes: list[str]
@@ -26,7 +29,7 @@ def config_text(
         rows: of the plan.
         notes: told what was changed.
     """
-    config = copy.deepcopy(dict(donor.config))
+    config = _without(donor.config, _LOADED_FROM)
     old = {path: _get(config, path) for path in rows.layers}
     for path, count in rows.layers.items():
         if old[path] != count:
@@ -61,6 +64,17 @@ def config_text(
         if "dtype" in text:
             text["dtype"] = dtype
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without(config: Mapping[str, object], key: str) -> dict[str, object]:
+    """A copy without a key, in the configurations of parts (`text_config`) too."""
+    return {
+        name: _without(cast("dict[str, object]", value), key)
+        if isinstance(value, dict)
+        else copy.deepcopy(value)
+        for name, value in config.items()
+        if name != key
+    }
 
 
 def _per_layer(config: dict[str, object], count: int, origin: Sequence[int], notes: list[str]) -> None:
