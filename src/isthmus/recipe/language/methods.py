@@ -19,7 +19,7 @@ def method_of(name: str) -> Method | None:
     return _own(name)
 
 
-def names() -> tuple[str, ...]:
+def own_names() -> tuple[str, ...]:
     """Names of rules that need tensors and nothing else."""
     from isthmus.combine import COMBINATIONS, terms_of
 
@@ -30,7 +30,7 @@ def _own(name: str) -> Method | None:
     """A rule as a plan sees methods; None where there is none of that name."""
     from isthmus.combine import COMBINATIONS, options_of, terms_of
 
-    if name not in names():
+    if name not in own_names():
         return None
     terms = terms_of(name)
     weighed = terms.weighing != "none"

@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from isthmus.recipe.language.strict import Strict, short
 
-Scalar = bool | int | float | str
-
 
 def _scalar(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):

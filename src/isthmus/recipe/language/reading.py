@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from isthmus.recipe.language.dialect import METHODS, PARAMETERS
 from isthmus.recipe.language.layers import UNKNOWN_LAYERS
 from isthmus.recipe.language.mending import key, mended
-from isthmus.recipe.language.methods import method_of, names
+from isthmus.recipe.language.methods import method_of, own_names
 from isthmus.recipe.language.parameters import Filtered, Preset
 from isthmus.recipe.language.recipe import Module, Recipe
 from isthmus.recipe.language.reference import UNKNOWN_MODEL
@@ -66,7 +66,7 @@ def _check(recipe: Recipe, problems: Problems) -> None:
         problems.add(("tokenizer_source",), "'tokenizer_source' and 'tokenizer' exclude each other")
     method = method_of(recipe.merge_method) if recipe.merge_method else None
     if recipe.merge_method and method is None:
-        near = nearest(recipe.merge_method, {*METHODS, *names()})
+        near = nearest(recipe.merge_method, {*METHODS, *own_names()})
         problems.add(("merge_method",), f"no method is called {recipe.merge_method!r}{near}")
     based = recipe.base_model is not None or ("base_model",) in problems.gone or _slices_have_base(recipe)
     if method is not None and method.base == "required" and not based:

@@ -31,7 +31,7 @@ def arithmetic(recipe: Recipe, row: Row) -> tuple[str, tuple[float, ...], dict[s
         float(cast("float", p.values["weight"])) for p in parts if p.values.get("weight") is not None
     )
     if method is None:
-        return arithmetic_of(recipe.merge_method, weights, values)
+        return _our_own(recipe.merge_method, weights, values)
     name = method.rule
     if "lambda" in method.parameters:
         return name, weights, _task_vectors(recipe, name, parts, values)
@@ -92,7 +92,7 @@ def _convention(recipe: Recipe, name: str) -> dict[str, object]:
     return {"convention": recipe.isthmus.convention} if "convention" in options_of(name) else {}
 
 
-def arithmetic_of(
+def _our_own(
     name: str, weights: Sequence[float], values: Mapping[str, object]
 ) -> tuple[str, tuple[float, ...], dict[str, object]]:
     """Rule, weights and options; weights of rules of shares are divided by their sum."""
