@@ -1,7 +1,9 @@
 """Compiled loops give what calls of torch and numpy give, to the last bit, and are asked for when there is work."""
 
+import importlib.util
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, reject
@@ -161,3 +163,28 @@ def test_where_they_cannot_be_had_nothing_else_changes(monkeypatch: pytest.Monke
 def test_numba_without_its_compiler_is_not_used(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("numba.core.config.DISABLE_JIT", True)
     assert Loops(0).after(1) is None
+
+
+def test_where_nothing_can_be_kept_each_process_compiles_for_itself(monkeypatch: pytest.MonkeyPatch):
+    def refuse(dispatcher: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", refuse)
+    assert loops_of.__spec__ and loops_of.__spec__.parent
+    spec = importlib.util.find_spec(f"{loops_of.__spec__.parent}.kernels")
+    assert spec and spec.loader
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    lanes = np.zeros((2, 1024), np.float32)
+    numbers = np.arange(3, dtype=np.float32)
+    kernels.summed(numbers, np.zeros(3, np.float32), np.array([True, False, True]), lanes)
+    assert lanes.sum(axis=1).tolist() == [3.0, 2.0]
+
+
+def test_blocks_that_begin_at_an_odd_byte_are_taken():
+    base, model = siblings((30, 20), 1, torch.bfloat16, seed=6)
+    memory = torch.zeros(model.nbytes + 1, dtype=torch.uint8)
+    memory[1:] = model.view(torch.uint8).flatten()
+    odd = torch.frombuffer(memory.numpy(), dtype=torch.bfloat16, offset=1, count=600).view(30, 20)
+    wanted = merged(Loops(0), "ties", {}, [base, model, model], [1.0, 1.0])
+    assert bits(merged(Loops(0), "ties", {}, [base, odd, model], [1.0, 1.0])) == bits(wanted)

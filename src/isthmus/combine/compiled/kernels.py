@@ -9,6 +9,7 @@ The small functions run over a slice each: so written, loops become vector instr
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, no_type_check
 
 import numpy as np
@@ -22,7 +23,14 @@ _TILE = 2048
 # What sums begin with: unlike zero, it leaves the sign of a zero that is added to it.
 _NOTHING = np.float32(-0.0)
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy")  # division by zero is no error
+
+def _compiled(function: Any) -> Any:
+    fast = njit(nogil=True, error_model="numpy")(function)  # division by zero is no error
+    with contextlib.suppress(
+        RuntimeError
+    ):  # there is no folder to keep it in: each process compiles for itself
+        fast.enable_caching()
+    return fast
 
 
 def _wide(stored: Any) -> Any:

@@ -198,9 +198,9 @@ _READ = (torch.bfloat16, torch.float16, torch.float32)
 
 def _array(tensor: Tensor, stored: bool, name: str) -> NDArray[np.generic]:
     flat = tensor.reshape(-1)
-    if stored:
-        return flat.view(torch.int16).numpy().view(np.uint16)
-    return widened(flat, torch.float32, name).numpy()
+    wide = flat.view(torch.int16) if stored else widened(flat, torch.float32, name)
+    found = wide.numpy().view(np.uint16 if stored else np.float32)
+    return found if found.flags.aligned else found.copy()  # a header may have any length
 
 
 def _lanes() -> NDArray[np.float32]:
