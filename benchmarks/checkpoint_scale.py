@@ -9,8 +9,8 @@ each a table of its own, in the order given:
 
     linear2, linear3                     isthmus, the stream and a copy, of two or three models
     task-arithmetic2, task-arithmetic3   isthmus and the stream of as many files, the base among them
-    rules2, rules3                       TIES, DARE-TIES and DELLA (mergekit's convention) beside isthmus' own
-                                         linear merge of the same files
+    rules2, rules3                       TIES, DARE-TIES and DELLA (mergekit's convention), with the loops of numba
+                                         and without, beside isthmus' own linear merge of the same files
     sizes                                private memory of a linear merge of two and of TIES of one and a base, by size
     tensors                              the same where the whole model is one tensor
 
@@ -368,6 +368,8 @@ def run_one(asked: dict) -> None:
     if asked["who"] == "make":
         make(out, asked["gigabytes"], asked["seed"], asked["whole"])
         return
+    if asked["plain"]:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"  # isthmus then does without its loops
     models = [Path(m) for m in asked["models"]]
     base = Path(asked["base"]) if asked["base"] else None
     if asked["who"] == "isthmus":
@@ -379,7 +381,12 @@ def run_one(asked: dict) -> None:
 
 
 def command(
-    who: str, models: list[Path], method: str, base: Path | None, options: argparse.Namespace
+    who: str,
+    models: list[Path],
+    method: str,
+    base: Path | None,
+    options: argparse.Namespace,
+    plain: bool = False,
 ) -> list[str]:
     """A contestant as a process."""
     asked = {
@@ -389,6 +396,7 @@ def command(
         "out": str(options.folder / "out"),
         "method": method,
         "threads": options.threads,
+        "plain": plain,
     }
     return myself(asked, options)
 
@@ -412,6 +420,8 @@ def measure(what: str, count: int, options: argparse.Namespace) -> None:
         # Task arithmetic reads the base too: the stream of as many files.
         rows = {baseline: command("stream", every, what, None, options)}
     rows |= {f"isthmus {method}": command("isthmus", models, method, base, options) for method in methods}
+    if what == "rules":
+        rows |= {f"{m}, no loops": command("isthmus", models, m, base, options, plain=True) for m in methods}
     if what == "linear":
         rows["copy"] = command("copy", models, what, None, options)
     costs = compete(rows, out, options.repeats)

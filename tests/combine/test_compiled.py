@@ -151,6 +151,14 @@ def test_they_wait_until_there_is_enough_to_do():
     assert loops.after(1) is not None
 
 
+def test_they_do_without_where_memory_is_short_and_come_back_where_it_is_not():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops_of, "LOOPS", Loops(0))
+        assert loops_of.allow(loops_of.MEMORY - 1) == 0 and loops_of.LOOPS.after(1) is None
+        assert loops_of.allow(loops_of.MEMORY) == loops_of.MEMORY and loops_of.LOOPS.after(1) is not None
+        assert loops_of.allow(None) == 0, "what they take is taken"
+
+
 def test_where_they_cannot_be_had_nothing_else_changes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "numba.core", None)  # an import of it fails
     assert Loops(0).after(1) is None

@@ -394,6 +394,17 @@ def test_a_block_of_a_model_that_nothing_reads_is_told(recipe: Make, block: str,
     assert expected in found and "recipe.yml:8" in found
 
 
+def test_parameters_beside_a_base_are_told_as_not_read(recipe: Make):
+    listed = TIES.replace("{model: b}", "{model: base, parameters: {weight: 2}}")
+    assert (
+        "base is the base: weight at line 4 is not read, as in mergekit" in isthmus.plan(recipe(listed)).notes
+    )
+    plain = isthmus.plan(recipe(TIES.replace("{model: b}", "{model: base}")))
+    assert not any("is the base" in note for note in plain.notes)
+    merged = isthmus.plan(recipe(listed.replace("ties", "linear")))
+    assert not any("is the base" in note for note in merged.notes)
+
+
 def test_a_block_of_a_base_that_is_merged_is_read(recipe: Make):
     blocks = "isthmus: {blocks: [{model: base, parameters: {weight: 2}}]}\n"
     parts = row(isthmus.plan(recipe(TIES.replace("ties", "linear") + blocks)), "lm_head.weight").parts

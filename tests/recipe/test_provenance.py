@@ -209,6 +209,25 @@ def test_where_the_donor_was_loaded_from_is_not_written_on(recipe: Make, tmp_pat
     assert {key: written[key] for key in told} == told and "_name_or_path" not in written
 
 
+def test_nor_is_where_the_tokenizer_was_loaded_from(recipe: Make, tmp_path: Path):
+    told = {
+        "model_max_length": 512,
+        "tokenizer_file": "/home/someone/tokenizer.json",
+        "name_or_path": "org/old",
+    }
+    for name, settings in (("x", told), ("y", {"model_max_length": 64})):
+        write(tmp_path / name, llama(), config())
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings) + "  ")
+    for first, second in (("x", "y"), ("y", "x")):
+        text = LINEAR + f"models: [{{model: {tmp_path}/{first}}}, {{model: {tmp_path}/{second}}}]\n"
+        isthmus.plan(recipe(text)).run(tmp_path / f"of {first}")
+    assert json.loads((tmp_path / "of x" / "tokenizer_config.json").read_text()) == {"model_max_length": 512}
+    kept = (tmp_path / "y" / "tokenizer_config.json").read_bytes()
+    assert (tmp_path / "of y" / "tokenizer_config.json").read_bytes() == kept, (
+        "what says nothing of it is copied"
+    )
+
+
 def test_paths_are_found_wherever_a_recipe_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home = tmp_path / "home" / "me"
     for file in (home / "x'1", tmp_path / "b" / "images.npz"):

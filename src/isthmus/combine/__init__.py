@@ -1,5 +1,6 @@
 """One tensor for N aligned ones: one rule per file, arithmetic on blocks of tensors."""
 
+from isthmus.combine import compiled
 from isthmus.combine.blocks import (
     ARITHMETIC,
     BLOCK,
@@ -33,6 +34,7 @@ __all__ = [
     "blockwise",
     "check_asked",
     "combine",
+    "compiled",
     "cut",
     "measure",
     "normalised",

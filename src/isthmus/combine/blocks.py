@@ -104,6 +104,7 @@ class BlockRule:
         shows: whether a result is finite only where all models and the base are, so that none of them need be
             looked at.
         held: bytes that it may remember from one pass to the next.
+        compiles: whether compiled loops may do its arithmetic (`isthmus.combine.compiled`).
     """
 
     layout: Layout = "elements"
@@ -113,6 +114,7 @@ class BlockRule:
     complex: bool = False
     shows: bool = False
     held: int = 0
+    compiles: bool = False
 
     def skips(self, index: int) -> bool:
         """Whether pass `index` is not needed, after what the passes before it have found.

@@ -78,6 +78,7 @@ class TaskVectors(BlockRule):
         scope: whether trimming and norms see one tensor or all of the model's.
     """
 
+    compiles = True
     shows = True  # what is dropped is multiplied by zero, which makes NaN of what is not finite
 
     def __init__(

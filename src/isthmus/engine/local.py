@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from isthmus import progress, weights
-from isthmus.combine import ARITHMETIC, BLOCK, BlockRule
+from isthmus.combine import ARITHMETIC, BLOCK, BlockRule, compiled
 from isthmus.engine.checks import check
 from isthmus.engine.jobs import Work, digest
 from isthmus.engine.memory import private, size
@@ -282,12 +282,15 @@ def pool_of(streams: Sequence[Stream], threads: int | None, max_memory: int | st
         raise InputError(f"{threads} threads do no work")
     count = threads or _processors()
     if max_memory is None:
+        compiled.allow(None)
         return Pool(count, _available() // 2)
     limit, held = size(max_memory), private()
     each = max((len(s.inputs) + _SCRATCH for s in streams), default=0) * BLOCK * 8
     each += max((s.rule.held for s in streams if s.rule is not None), default=0)
-    count = min(count, (limit - held) // each)
     largest = max((s.cost for s in streams), default=0)
+    if any(s.rule is not None and s.rule.compiles for s in streams):
+        held += compiled.allow(limit - held - each - largest)
+    count = min(count, (limit - held) // each)
     room = limit - held - max(count, 1) * each
     if count < 1 or room < largest:
         wide = [s for s in streams if s.cost > max(room, 0)]

@@ -1,11 +1,12 @@
 """When the loops of `kernels` are used: where numba is there (`isthmus[fast]`), once there is enough to do for them.
 
-They change no bit of any result. To import numba takes a quarter of a second, to compile a loop one or two, once per
-machine: numba keeps what it has compiled.
+They change no bit of any result. To import numba takes a quarter of a second, to compile them seven, once per machine:
+numba keeps what it has compiled.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from isthmus.combine.blocks import LANES, Block, scratch, total_of_lanes, widene
 #: Elements that a process goes over before it asks for the loops: a second's work, about.
 WORTH = 1 << 27
 
+#: Bytes of private memory that numba takes: so many while it compiles, 50 million where that was done before.
+MEMORY = 120_000_000
+
 Mask = NDArray[np.bool_]
 
 
@@ -29,23 +33,32 @@ class Loops:
 
     Args:
         worth: how many elements are gone over without them first.
+
+    Attributes:
+        allowed: whether there is memory for them.
     """
 
     def __init__(self, worth: int = WORTH):
+        self.allowed = True
         self._worth = worth
         self._lock = threading.Lock()
         self._seen = 0
         self._tried = False
         self._found: ModuleType | None = None
 
+    @property
+    def memory(self) -> int:
+        """Bytes of private memory that they may still take."""
+        return MEMORY if not self._tried and importlib.util.find_spec("numba") is not None else 0
+
     def after(self, count: int) -> ModuleType | None:
-        """The loops, if they are there, once so many more elements make them worth it."""
-        if not self._tried:
+        """The loops, if they are there and allowed, once so many more elements make them worth it."""
+        if not self._tried and self.allowed:
             with self._lock:
                 self._seen += count
                 if self._seen > self._worth and not self._tried:
                     self._found, self._tried = _imported(), True
-        return self._found
+        return self._found if self.allowed else None
 
 
 def _imported() -> ModuleType | None:
@@ -60,6 +73,19 @@ def _imported() -> ModuleType | None:
 
 
 LOOPS = Loops()
+
+
+def allow(room: int | None) -> int:
+    """Let loops be used from now on if there is memory for them.
+
+    Args:
+        room: bytes that are free; None for no limit.
+
+    Returns:
+        How many of them they may still take.
+    """
+    LOOPS.allowed = room is None or room >= LOOPS.memory
+    return LOOPS.memory if LOOPS.allowed else 0
 
 
 @dataclass(frozen=True)

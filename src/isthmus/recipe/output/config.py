@@ -13,8 +13,17 @@ from isthmus.recipe.rows.row import Rows
 from isthmus.recipe.tokens.names import HEADS
 from isthmus.recipe.tokens.vocabulary import Vocabulary
 
-# Where transformers has loaded the donor from: another model's name, or a path on whoever's machine saved it.
-_LOADED_FROM = "_name_or_path"
+# Where transformers has loaded the donor from: other models' names, or paths on whoever's machine saved it.
+_LOADED_FROM = {"_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file"}
+
+
+def unplaced(config: Mapping[str, object]) -> dict[str, object]:
+    """A copy of a configuration, of a model or a tokenizer, that does not say where it was once loaded from."""
+    return {
+        name: unplaced(cast("dict[str, object]", value)) if isinstance(value, dict) else copy.deepcopy(value)
+        for name, value in config.items()
+        if name not in _LOADED_FROM
+    }
 
 
 def config_text(
@@ -29,7 +38,7 @@ def config_text(
         rows: of the plan.
         notes: told what was changed.
     """
-    config = _without(donor.config, _LOADED_FROM)
+    config = unplaced(donor.config)
     old = {path: _get(config, path) for path in rows.layers}
     for path, count in rows.layers.items():
         if old[path] != count:
@@ -64,17 +73,6 @@ def config_text(
         if "dtype" in text:
             text["dtype"] = dtype
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-
-
-def _without(config: Mapping[str, object], key: str) -> dict[str, object]:
-    """A copy without a key, in the configurations of parts (`text_config`) too."""
-    return {
-        name: _without(cast("dict[str, object]", value), key)
-        if isinstance(value, dict)
-        else copy.deepcopy(value)
-        for name, value in config.items()
-        if name != key
-    }
 
 
 def _per_layer(config: dict[str, object], count: int, origin: Sequence[int], notes: list[str]) -> None:

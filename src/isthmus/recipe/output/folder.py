@@ -11,7 +11,7 @@ from typing import cast
 
 from isthmus.recipe.language.recipe import Recipe
 from isthmus.recipe.output.card import licence_of, model_card
-from isthmus.recipe.output.config import config_text
+from isthmus.recipe.output.config import config_text, unplaced
 from isthmus.recipe.output.published import public_name, public_text
 from isthmus.recipe.parents.parent import Parent, read_json
 from isthmus.recipe.rows.row import Rows
@@ -76,6 +76,10 @@ def beside(
         _remade(files, vocabulary)
     if template is not None:
         _templated(files, template, notes)
+    if (held := files.get("tokenizer_config.json")) is not None:
+        settings = _settings(held)
+        if unplaced(settings) != settings:
+            files[held.name] = Beside(held.name, text=_written(unplaced(settings)))
     files["recipe.yml"] = Beside("recipe.yml", text=public_text(recipe, text))
     licence, why = licence_of(recipe, parents)
     if recipe.isthmus.licence not in (None, licence):
@@ -92,8 +96,7 @@ def _travels(name: str) -> bool:
 def _remade(files: dict[str, Beside], vocabulary: Vocabulary) -> None:
     """A tokenizer that no parent has: `tokenizer.json` is rewritten, and what would contradict it follows."""
     content = dict(vocabulary.content or {})
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    files["tokenizer.json"] = Beside("tokenizer.json", text=text)
+    files["tokenizer.json"] = Beside("tokenizer.json", text=_written(content))
     for name in (
         "tokenizer.model",
         "added_tokens.json",
@@ -109,8 +112,7 @@ def _remade(files: dict[str, Beside], vocabulary: Vocabulary) -> None:
         settings["added_tokens_decoder"] = {
             str(entry["id"]): {k: v for k, v in entry.items() if k != "id"} for entry in entries
         }
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        files["tokenizer_config.json"] = Beside("tokenizer_config.json", text=text)
+        files["tokenizer_config.json"] = Beside("tokenizer_config.json", text=_written(settings))
 
 
 def _templated(files: dict[str, Beside], template: str, notes: list[str]) -> None:
@@ -118,15 +120,21 @@ def _templated(files: dict[str, Beside], template: str, notes: list[str]) -> Non
     if held is None:
         notes.append("chat_template: there is no tokenizer_config.json to put it in")
         return
-    settings = json.loads(held.text) if held.text is not None else read_json(cast("Path", held.source))
+    settings = _settings(held)
     settings.pop("chat_template", None)
     # transformers from 4.51 on reads the file first; older ones read the key.
     settings["chat_template"] = template
-    files["tokenizer_config.json"] = Beside(
-        "tokenizer_config.json", text=json.dumps(settings, indent=2) + "\n"
-    )
+    files["tokenizer_config.json"] = Beside("tokenizer_config.json", text=_written(settings))
     files["chat_template.jinja"] = Beside("chat_template.jinja", text=template)
     files.pop("chat_template.json", None)
+
+
+def _settings(file: Beside) -> dict[str, object]:
+    return json.loads(file.content()) if file.source is None else read_json(file.source)
+
+
+def _written(content: Mapping[str, object]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def provenance(

@@ -135,7 +135,16 @@ class _Compiler:
                     f"{self._method.name} has no base: {base} is merged as one more model, as in mergekit"
                 )
         self._count(len(sources), (*where, "models"))
+        self._tell_of_base(base, sources)
         return Context(tuple(sources), base, self._outer(module, where), (*where, "models"))
+
+    def _tell_of_base(self, base: str | None, sources: Sequence[Source]) -> None:
+        """Parameters that stand beside the base, which has none."""
+        found = next((source for source in sources if source.model == base), None)
+        if found is not None and found.level and self._method.base != "none":
+            line = self._problems.line((*found.where, "parameters"))
+            note = f"{base} is the base: {', '.join(found.level)} at line {line} is not read, as in mergekit"
+            self._notes.append(note)
 
     def _outer(self, module: Module, where: Where) -> tuple[tuple[Where, Level | None], ...]:
         """The levels of a module and of the recipe, with their places."""
@@ -219,6 +228,7 @@ class _Compiler:
             for j, s in enumerate(piece.sources)
         )
         self._count(len(sources), (*where, "sources"))
+        self._tell_of_base(base, sources)
         if self._method.base == "required" and base not in [source.model for source in sources]:
             self._problems.add(
                 (*where, "sources"),
