@@ -1,6 +1,8 @@
 """Compiled loops give what calls of torch and numpy give, to the last bit, and are asked for when there is work."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -168,9 +170,10 @@ def test_where_they_cannot_be_had_nothing_else_changes(monkeypatch: pytest.Monke
     )
 
 
-def test_numba_without_its_compiler_is_not_used(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("numba.core.config.DISABLE_JIT", True)
-    assert Loops(0).after(1) is None
+def test_numba_without_its_compiler_is_not_used():
+    """In a process of its own: what is switched off is so from the start."""
+    code = "from isthmus.combine.compiled.loops import Loops; assert Loops(0).after(1) is None"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True)
 
 
 def test_where_nothing_can_be_kept_each_process_compiles_for_itself(monkeypatch: pytest.MonkeyPatch):

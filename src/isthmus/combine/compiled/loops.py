@@ -6,6 +6,7 @@ numba keeps what it has compiled.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import threading
 from collections.abc import Iterable, Sequence
@@ -65,11 +66,11 @@ def _imported() -> ModuleType | None:
     try:
         from numba.core import config
 
-        from isthmus.combine.compiled import kernels
+        if getattr(config, "DISABLE_JIT", False):  # NUMBA_DISABLE_JIT, by which nothing is compiled
+            return None
+        return importlib.import_module("isthmus.combine.compiled.kernels")
     except ImportError:  # it is not installed, or not made for this version of numpy
         return None
-    switched_off: bool = getattr(config, "DISABLE_JIT", False)  # by NUMBA_DISABLE_JIT: then they are slow
-    return None if switched_off else kernels
 
 
 LOOPS = Loops()
