@@ -72,6 +72,7 @@ def merges(draw: st.DrawFn):
         "tie": ["plus", "majority"],
         "divide": ["weights", "count", "none"],
         "lam": [1.0, 0.7],
+        "gamma": [0.0, 0.01, 0.2],
     }
     for option, values in choices.items():
         if option in fit:
@@ -104,20 +105,21 @@ def test_nor_do_they_in_a_tensor_of_several_blocks(name: str):
 
 def test_they_are_there_for_the_rules_that_are_slow_without_them(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
+    # No two magnitudes are the same: of equal ones some may be kept, which calls look up.
+    different = [torch.randn(300, 40, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     loops = Loops(0).after(1)
     assert loops is not None
     for name in ("merged", "summed", "drawn_by_rank"):
         monkeypatch.setattr(loops, name, spy(getattr(loops, name), name, asked))
     for rule, options, wanted in (
         ("ties", {}, {"merged"}),
+        ("breadcrumbs", {"convention": "mergekit", "gamma": 0.05}, {"merged"}),
         ("dare-ties", {"convention": "mergekit"}, {"merged", "summed"}),
         ("della", {"convention": "mergekit"}, {"merged", "drawn_by_rank"}),
         ("della", {"convention": "paper"}, set[str]()),  # divides by probabilities, and sorts for them
     ):
         asked.clear()
-        merged(
-            Loops(0), rule, {"density": 0.4, **options}, siblings((300, 40), 2, torch.bfloat16, 0), [1.0, 1.0]
-        )
+        merged(Loops(0), rule, {"density": 0.4, **options}, different, [1.0, 1.0])
         assert set(asked) == wanted, rule
 
 

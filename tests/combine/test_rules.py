@@ -11,8 +11,9 @@ from torch import Tensor
 
 import isthmus
 from isthmus.combine import COMBINATIONS, Place, blockwise, combine, terms_of
-from isthmus.combine.by_rank import RUN, kept_by_rank, ranked
+from isthmus.combine.by_rank import RUN, kept_by_rank
 from isthmus.combine.random_masks import below, bernoulli, integers
+from isthmus.combine.trimming import ranked
 
 SHAPE = (12, 30)
 

@@ -13,6 +13,7 @@ import pytest
 
 import isthmus
 from isthmus.errors import InputError
+from isthmus.recipe.planning import costs
 from isthmus.recipe.rows.row import Row
 
 from .conftest import config, llama, tokenizer, write
@@ -392,6 +393,21 @@ parameters: {weight: 1}
 def test_a_block_of_a_model_that_nothing_reads_is_told(recipe: Make, block: str, expected: str):
     found = said(recipe, TIES + f"isthmus:\n  blocks:\n  - {{{block}}}\n")
     assert expected in found and "recipe.yml:8" in found
+
+
+def test_a_long_merge_says_that_loops_would_shorten_it(recipe: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(costs, "_WORTH", 0)
+    monkeypatch.setattr(costs, "_LONG", 0.0)
+    hint = "with compiled loops (pip install 'isthmus[fast]') it takes about 2 s"
+    with monkeypatch.context() as patch:
+        patch.setattr(costs.importlib.util, "find_spec", lambda name: None)
+        without = isthmus.plan(recipe(TIES))
+        assert hint in without.notes
+        assert hint not in isthmus.plan(recipe(TIES.replace("ties", "linear"))).notes
+        memory, seconds = without.memory, without.seconds
+    monkeypatch.setattr(costs.importlib.util, "find_spec", lambda name: object())
+    plan = isthmus.plan(recipe(TIES))
+    assert hint not in plan.notes and plan.memory > memory and plan.seconds <= seconds
 
 
 def test_parameters_beside_a_base_are_told_as_not_read(recipe: Make):

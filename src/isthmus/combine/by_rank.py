@@ -28,7 +28,7 @@ from torch import Tensor
 from isthmus.combine.blocks import BLOCK, Layout, Place, scratch
 from isthmus.combine.compiled import Kept, Mask, Pair
 from isthmus.combine.random_masks import below, bernoulli, integers
-from isthmus.combine.trimming import HELD, Drawn, magnitude, masked
+from isthmus.combine.trimming import HELD, Drawn, magnitude, masked, ranked
 
 #: Neighbouring elements of a row that are compared with elements at one distance.
 RUN = 64
@@ -213,19 +213,3 @@ def _outrank(vector: Tensor, place: Place, stream: int) -> NDArray[np.bool_]:
         table = _TABLES.of(len(piece), length, bits.dtype)
         table.compare(piece, shift, larger[begin : begin + step])
     return larger
-
-
-def ranked(size: Tensor) -> Tensor:
-    """Positions along the last axis in ascending order of numbers that are not negative; stable.
-
-    float32 numbers are sorted together with their positions, as 64-bit integers: several times faster
-    than sorting positions by numbers.
-    """
-    length = size.shape[-1]
-    if size.dtype != torch.float32 or length >= 1 << 31:
-        return torch.argsort(size, dim=-1, stable=True)
-    bits = size.cpu().view(torch.int32)
-    pairs = scratch("pairs", bits, torch.int64).copy_(bits)
-    pairs.bitwise_left_shift_(32).bitwise_or_(torch.arange(length))
-    pairs.numpy().sort(axis=-1)
-    return pairs.bitwise_and_(0xFFFFFFFF).to(size.device)

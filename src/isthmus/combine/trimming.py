@@ -135,8 +135,7 @@ class Largest(_Ranked):
         least, quota, here = self._least(place)
         if quota not in (0, here):  # some of those that equal the smallest one: which, is looked up
             return None
-        single = np.float32(least)
-        return Kept(bound=float(np.nextafter(single, np.float32(-1)) if quota else single))
+        return Kept(bound=_just_below(least) if quota else least)
 
     def _least(self, place: Place) -> tuple[float, int, int]:
         """The smallest magnitude that is kept, and how many of those in a block that equal it are, of how many."""
@@ -187,9 +186,23 @@ class Middle(_Ranked):
             kept[:] = False
         return masked(vector, torch.from_numpy(kept))
 
+    def told(self, pair: Pair, place: Place) -> Kept | None:
+        del pair
+        if self._everything:
+            return Kept()
+        if self._row:
+            return None
+        low, high = self._found.boundaries
+        start, stop = self._window(self._found.count)
+        if stop <= start:
+            return Kept(bound=math.inf, top=math.inf)
+        bound = _below(low, start, place)
+        top = math.inf if stop >= self._found.count else _below(high, stop, place)
+        return None if bound is None or top is None else Kept(bound=bound, top=top)
+
     def _apply_to_rows(self, vector: Tensor) -> Tensor:
         start, stop = self._window(vector.shape[-1])
-        order = torch.argsort(vector.abs(), dim=-1, stable=True)
+        order = ranked(magnitude(vector))
         kept = torch.zeros(vector.shape, dtype=torch.bool, device=vector.device)
         return masked(vector, kept.scatter_(-1, order[..., start:stop], True))
 
@@ -284,6 +297,22 @@ def magnitude(vector: Tensor) -> Tensor:
     return torch.abs(vector, out=scratch("magnitude", vector, vector.dtype))
 
 
+def ranked(size: Tensor) -> Tensor:
+    """Positions along the last axis in ascending order of numbers that are not negative; stable.
+
+    float32 numbers are sorted together with their positions, as 64-bit integers: several times faster
+    than sorting positions by numbers.
+    """
+    length = size.shape[-1]
+    if size.dtype != torch.float32 or length >= 1 << 31:
+        return torch.argsort(size, dim=-1, stable=True)
+    bits = size.cpu().view(torch.int32)
+    pairs = scratch("pairs", bits, torch.int64).copy_(bits)
+    pairs.bitwise_left_shift_(32).bitwise_or_(torch.arange(length))
+    pairs.numpy().sort(axis=-1)
+    return pairs.bitwise_and_(0xFFFFFFFF).to(size.device)
+
+
 def masked(vector: Tensor, kept: Tensor) -> Tensor:
     """The vector with what is not kept set to zero, in place."""
     kept = kept.view(vector.shape)
@@ -310,6 +339,19 @@ def _kept_from(vector: Tensor, least: float, quota: int, equal: int) -> Tensor:
 def _shrunk(vector: Tensor, bound: float) -> Tensor:
     """The vector with magnitudes up to a bound set to zero, in place; a negative bound keeps all."""
     return vector if bound < 0 else torch.hardshrink(vector, bound, out=vector)
+
+
+def _below(boundary: Boundary, rank: int, place: Place) -> float | None:
+    """A magnitude: those of a block up to it rank below a rank, others do not; None if equal ones do and do not."""
+    earlier, here = boundary.equals(place)
+    skipped = min(max(rank - boundary.below - earlier, 0), here)
+    if skipped not in (0, here):
+        return None
+    return boundary.value if skipped else _just_below(boundary.value)
+
+
+def _just_below(value: float) -> float:
+    return float(np.nextafter(np.float32(value), np.float32(-1)))
 
 
 def _ranked_from(size: np.ndarray, boundary: Boundary, rank: int, place: Place) -> np.ndarray:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isthmus.recipe.language.aligning import Whole
 from isthmus.recipe.language.reading import examine
-from isthmus.recipe.language.text import read_file
-from isthmus.recipe.output.folder import beside
+from isthmus.recipe.language.recipe import Recipe
+from isthmus.recipe.language.text import Problems, read_file
+from isthmus.recipe.output.folder import Beside, beside
 from isthmus.recipe.parents import opening
 from isthmus.recipe.planning import afterwards, alignment, costs, rig
 from isthmus.recipe.planning.planned import Planned
@@ -137,14 +139,7 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
         raise problems.error()
     if (said := costs.too_low(recipe.isthmus.limits.memory)) is not None:
         problems.add(_LIMIT, said)
-    after = afterwards.read(recipe, problems)
-    moving = alignment.read(recipe, after, roots, inside, problems)
-    needed = {way: afterwards.NEEDED.get(way, ()) for way in (after.ways if after is not None else ())}
-    if moving is not None or not isinstance(recipe.isthmus.align, Whole):
-        needed["align"] = moving.needed if moving is not None else ()
-        afterwards.check_of_use(recipe.isthmus, needed, problems)
-    named = rig.read(recipe.isthmus, roots, inside, problems)
-    run = named if after is not None or (moving is not None and moving.symmetries != "file") else None
+    asked = _asked(recipe, roots, inside, problems)
     parents = opening.open_parents(recipe, problems, roots, inside)
     if parents is None or not parents:
         raise problems.error()
@@ -156,37 +151,80 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
         else None
     )
     rows = plan_rows(recipe, parents, vocabulary, problems)
-    alignment.check(recipe, moving, parents, rows.rows, roots, inside, problems)
-    asking = after.ways[0] if after is not None else "align"
-    traced = moving is not None and moving.symmetries == "program"
-    runs = after is not None or traced
-    if runs and not recipe.isthmus.model and not parents[base or next(iter(parents))].config:
-        what = "the merged model" if after is not None else "the models"
+    alignment.check(recipe, asked.moving, parents, rows.rows, roots, inside, problems)
+    if asked.runs and not recipe.isthmus.model and not parents[base or next(iter(parents))].config:
+        what = "the merged model" if asked.after is not None else "the models"
         problems.add(
-            ("isthmus", asking),
-            f"{asking} runs {what}, and there is no config.json that says what it is",
+            ("isthmus", asked.by),
+            f"{asked.by} runs {what}, and there is no config.json that says what it is",
             MODEL_HINT,
         )
     if not rows.rows and not problems.found:
         problems.add((), "no tensor would come out of this recipe")
     problems.check()
-    aligned = recipe.isthmus.align
-    graph = alignment.graph_file(aligned, roots, inside) if aligned is not None else None
     notes = [*rows.notes]
     files = beside(recipe, text, parents, vocabulary, rows, template, notes)
+    run = asked.run and _fitted(asked.run, files)
     if run is not None:
-        config = next((file.text for file in files if file.name == "config.json"), None)
-        tokenizer = next((file for file in files if file.name == "tokenizer.json"), None)
-        cut = "" if tokenizer is None or run.text is None else tokenizer.content()
-        run = dataclasses.replace(run, config=config or "", tokenizer=cut)
-        rig.check_fit(run, ("isthmus", asking), traced, rows.rows, problems)
+        rig.check_fit(run, ("isthmus", asked.by), asked.traced, rows.rows, problems)
         problems.check()
     notes += opening.told(parents)
+    aligned = recipe.isthmus.align
+    graph = alignment.graph_file(aligned, roots, inside) if aligned is not None else None
     made = (recipe, parents, tuple(rows.rows), vocabulary, tuple(files), tuple(notes))
-    plan = Plan(path, text, *made, graph, after, moving, run)
+    plan = Plan(path, text, *made, graph, asked.after, asked.moving, run)
     if (said := costs.over(plan, recipe.isthmus.limits.memory)) is not None:
         problems.add(_LIMIT, said, costs.STREAMED)
         problems.check()
-    if (said := costs.tight(plan)) is not None:
-        plan = dataclasses.replace(plan, notes=(*plan.notes, said))
-    return plan
+    told = [said for said in (costs.tight(plan), costs.faster(plan)) if said is not None]
+    return dataclasses.replace(plan, notes=(*plan.notes, *told))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a recipe asks for beyond its rows.
+
+    Attributes:
+        after: what is done with the merged model.
+        moving: how models are brought together, where they are held whole for it.
+        run: what weights are run in, where any are.
+    """
+
+    after: afterwards.Afterwards | None
+    moving: alignment.Moving | None
+    run: rig.Rig | None
+
+    @property
+    def traced(self) -> bool:
+        """Whether symmetries are read off the model's program."""
+        return self.moving is not None and self.moving.symmetries == "program"
+
+    @property
+    def runs(self) -> bool:
+        """Whether models are run, rather than looked at."""
+        return self.after is not None or self.traced
+
+    @property
+    def by(self) -> str:
+        """The entry of the recipe that has a model run."""
+        return self.after.ways[0] if self.after is not None else "align"
+
+
+def _asked(recipe: Recipe, roots: tuple[Path, ...], inside: Path | None, problems: Problems) -> _Asked:
+    after = afterwards.read(recipe, problems)
+    moving = alignment.read(recipe, after, roots, inside, problems)
+    needed = {way: afterwards.NEEDED.get(way, ()) for way in (after.ways if after is not None else ())}
+    if moving is not None or not isinstance(recipe.isthmus.align, Whole):
+        needed["align"] = moving.needed if moving is not None else ()
+        afterwards.check_of_use(recipe.isthmus, needed, problems)
+    named = rig.read(recipe.isthmus, roots, inside, problems)
+    holds = after is not None or (moving is not None and moving.symmetries != "file")
+    return _Asked(after, moving, named if holds else None)
+
+
+def _fitted(run: rig.Rig, files: Sequence[Beside]) -> rig.Rig:
+    """What weights are run in, as the output will describe it."""
+    config = next((file.text for file in files if file.name == "config.json"), None)
+    tokenizer = next((file for file in files if file.name == "tokenizer.json"), None)
+    cut = "" if tokenizer is None or run.text is None else tokenizer.content()
+    return dataclasses.replace(run, config=config or "", tokenizer=cut)

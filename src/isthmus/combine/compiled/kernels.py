@@ -76,6 +76,14 @@ def _shrink(vector, bound):
 
 @_compiled
 @no_type_check
+def _window(vector, bound, top):
+    for i in range(vector.shape[0]):
+        size = abs(vector[i])
+        vector[i] *= np.float32((size > bound) & (size <= top))
+
+
+@_compiled
+@no_type_check
 def _scale(vector, factor):
     for i in range(vector.shape[0]):
         vector[i] *= factor
@@ -147,7 +155,7 @@ def _finish(total, lam, base, out):
 @_compiled
 @no_type_check
 def merged(
-    models, base, kept, bounds, times, factors, weights, elects, counts, even, divides, shares, lam, out
+    models, base, kept, bounds, tops, times, factors, weights, elects, counts, even, divides, shares, lam, out
 ):
     """The base and lam times the sum of what is kept of task vectors, into `out`.
 
@@ -156,6 +164,7 @@ def merged(
         base: the same.
         kept: a mask per model; empty where its bound says what is kept.
         bounds: a magnitude per model, up to which elements are set to zero; below zero for none.
+        tops: one above which they are multiplied by zero, as are those up to the bound then; NaN for none.
         times: what each model's kept elements are multiplied by, and
         factors: what they are multiplied by then.
         weights: what they are multiplied by where they are added up.
@@ -178,6 +187,8 @@ def merged(
             _differ(models[m][start:stop], wide, vector)
             if kept[m].shape[0]:
                 _mask(vector, kept[m][start:stop])
+            elif not np.isnan(tops[m]):
+                _window(vector, bounds[m], tops[m])
             elif bounds[m] >= 0:
                 _shrink(vector, bounds[m])
             if times[m] != 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -96,11 +97,13 @@ class Kept:
     Attributes:
         mask: of what is kept, flat.
         bound: without a mask, the magnitude up to which elements are set to zero; below zero all are kept.
+        top: the magnitude above which elements are multiplied by zero, as are those up to `bound` then; NaN for none.
         times: what is kept is multiplied by this.
     """
 
     mask: Mask | None = None
     bound: float = -1.0
+    top: float = math.nan
     times: float = 1.0
 
 
@@ -184,6 +187,7 @@ def merged(pairs: Sequence[Pair], kept: Sequence[Kept], how: Sum, like: Tensor) 
         pairs[0].base,
         masks,
         _singles(one.bound for one in kept),
+        _singles(one.top for one in kept),
         _singles(one.times for one in kept),
         _singles(how.factors),
         _singles(how.weights),

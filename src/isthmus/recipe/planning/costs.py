@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Mapping
 
 from isthmus.recipe.parents.sizes import size
 from isthmus.recipe.planning.planned import Planned
 
 # CPU time per element of an input, in nanoseconds, and bytes per second of a disk: the order of magnitude on which a
-# person decides to wait. Measured on 2 cores with three bf16 models of 0.4 GB (user + system, less the start).
+# person decides to wait. Measured on an idle machine with three bf16 models of 0.4 GB (user + system, less the start).
 _COST = {
-    "linear": 4, "task-arithmetic": 3, "passthrough": 2, "slerp": 5, "nuslerp": 5, "model-stock": 5, "karcher": 6,
-    "ties": 8, "breadcrumbs": 8, "breadcrumbs-ties": 8, "dare-linear": 12, "dare-ties": 12,
-    "della": 32, "della-linear": 32,
+    "linear": 1.5, "task-arithmetic": 1.5, "passthrough": 2, "slerp": 2.5, "nuslerp": 2.5, "model-stock": 2.5,
+    "karcher": 2.5, "ties": 4, "breadcrumbs": 6, "breadcrumbs-ties": 6, "dare-linear": 4, "dare-ties": 4.5,
+    "della": 6.5, "della-linear": 6, "near-swap": 2.5, "arcee-fusion": 12,
 }  # fmt: skip
-_COST_OTHERWISE, _DISK, _START = 10, 1.0e9, 2.0
+_COST_OTHERWISE, _DISK, _START = 4, 1.0e9, 2.0
+# The same with compiled loops, and from how many numbers on there are any (isthmus.combine.compiled).
+_COMPILED = {
+    "ties": 3.5, "breadcrumbs": 4.5, "breadcrumbs-ties": 4.5, "dare-linear": 3.3, "dare-ties": 3.3, "della": 4.4,
+    "della-linear": 4,
+}  # fmt: skip
+_WORTH = 1 << 27
+# Seconds from which on it is said that loops would shorten a merge.
+_LONG = 30.0
 # What the interpreter and torch take, in private bytes, and each thread for every input and the output. Measured on
 # `isthmus merge` of three bf16 models of 0.1 GB: 164 MB before the first tensor, then TIES 176, 185 and 202 MB on 1, 2
 # and 4 threads, DARE 171 to 189, DELLA 173 to 196.
 _STARTED, _MEMORY, _MEMORY_PER_THREAD = 160_000_000, 168_000_000, 2_500_000
+# What compiled loops add, once they have been compiled: TIES 43 MB, DELLA 47.
+_LOOPS = 50_000_000
 # What the engine sets aside for one thread, where it is told a limit: a block of float64 for every input and for what a
 # rule writes on, and masks that a rule remembers (isthmus.engine.local, isthmus.combine.trimming, which import torch).
 _BLOCK, _SCRATCH, _MASKS = 1 << 20, 12, 16 << 20
@@ -47,7 +59,8 @@ def disk(plan: Planned) -> int:
 
 def merging(plan: Planned) -> int:
     """Bytes of memory that tensors take while they are merged; a limit of so many is kept to."""
-    return max(_MEMORY + plan.threads * _MEMORY_PER_THREAD * (1 + len(plan.parents)), _least(plan))
+    loops = _LOOPS if _compiles(plan) else 0
+    return loops + max(_MEMORY + plan.threads * _MEMORY_PER_THREAD * (1 + len(plan.parents)), _least(plan))
 
 
 def _least(plan: Planned) -> int:
@@ -80,10 +93,34 @@ def running(plan: Planned) -> int:
 
 def seconds(plan: Planned) -> float:
     """Seconds that the merge should take, to about a factor of two."""
-    cost = _COST.get(plan.method.rule, _COST_OTHERWISE) * 1e-9
-    elements = sum(math.prod(row.shape) * len(row.parts) for row in plan.rows if row.how == "merged")
+    return _seconds(plan, _COMPILED if _compiles(plan) else {})
+
+
+def _seconds(plan: Planned, faster: Mapping[str, float]) -> float:
+    cost = {**_COST, **faster}.get(plan.method.rule, _COST_OTHERWISE) * 1e-9
     carried = sum(parent.checkpoint.nbytes for parent in plan.parents.values()) + plan.bytes_written
-    return _START + max(cost * elements / plan.threads, carried / _DISK)
+    return _START + max(cost * _elements(plan) / plan.threads, carried / _DISK)
+
+
+def _elements(plan: Planned) -> int:
+    """How many numbers are read to be merged."""
+    return sum(math.prod(row.shape) * len(row.parts) for row in plan.rows if row.how == "merged")
+
+
+def _compiles(plan: Planned) -> bool:
+    """Whether compiled loops will do most of the work."""
+    known = plan.method.rule in _COMPILED and importlib.util.find_spec("numba") is not None
+    return known and _elements(plan) > _WORTH
+
+
+def faster(plan: Planned) -> str | None:
+    """What is said of a long merge that compiled loops would shorten; None where it is short, or they are there."""
+    taken = seconds(plan)
+    if taken < _LONG or plan.method.rule not in _COMPILED or _compiles(plan):
+        return None
+    return (
+        f"with compiled loops (pip install 'isthmus[fast]') it takes about {_seconds(plan, _COMPILED):.0f} s"
+    )
 
 
 def over(plan: Planned, limit: int | None) -> str | None:

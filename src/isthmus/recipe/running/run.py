@@ -32,7 +32,9 @@ from isthmus.recipe.running.looking import check_agreed, check_room, check_token
 from isthmus.recipe.running.padding import write_means
 
 if TYPE_CHECKING:
+    from isthmus.recipe.running.bench import Bench
     from isthmus.recipe.running.finished import Finished
+    from isthmus.recipe.running.trial import Trial
 
 
 #: What can do the work.
@@ -105,79 +107,33 @@ def run(
             held whole.
         IsthmusError: a parent has changed since the plan, or the output cannot be written.
     """
-    if engine not in ENGINES or (address is not None and engine == "local"):
-        raise InputError(
-            f"engine = {engine!r}" + (f" has no address ({address})" if engine == "local" else " is none"),
-            hint=f"there is {' and '.join(ENGINES)}; address= goes with ray",
-        )
-    limits = plan.recipe.isthmus.limits
-    threads = limits.threads if threads is None else threads
-    max_memory = limits.memory if max_memory is None else max_memory
-    shard_size = limits.shard_size if shard_size is None else shard_size
-    if wrong := [
-        f"{name} = {n}"
-        for name, n in (("threads", threads), ("shard_size", shard_size))
-        if n is not None and n < 1
-    ]:
-        raise InputError(f"{' and '.join(wrong)}: nothing can be done with that", hint="1 is the least")
-    if (said := costs.over(plan, None if max_memory is None else size(max_memory))) is not None:
-        raise InputError(said, hint=costs.STREAMED)
+    means = _means(plan, _Means(threads, max_memory, shard_size, engine, address))
     check_room(plan, out)
     for parent in plan.parents.values():
         fetch(parent)
     check_agreed(plan)
     check_tokens(plan)
-    bench = None
-    if plan.rig is not None:
-        from isthmus.recipe.running.bench import Bench
-
-        bench = Bench(plan.rig, plan.recipe.isthmus, "cpu" if plan.runs else "meta")
-    trial = None
-    if plan.after is not None and bench is not None:
-        from isthmus.recipe.running.trial import Trial
-
-        trial = Trial(plan, bench)
+    bench, trial = _made_for_running(plan)
     hashes = _hashes(plan)
-    # Fixed places, so that a run after a kill finds the same inputs and goes on.
-    padding, orders, maps, repaired = (
-        out.absolute().with_name(f".{out.name}.{kind}.safetensors")
-        for kind in ("padding", "aligned", "maps", "repaired")
-    )
-    found: Jobs | None = None
-    aligned: Aligned | None = None
-    if plan.moving is not None:
-        from isthmus.recipe.running.moved import move
-
-        found = Jobs(plan, str(padding))
-        write_means(found.padding.values(), found.checkpoints)
-        aligned = move(plan, orders, maps, _parents(plan, found), bench)
-    elif plan.recipe.isthmus.align is not None:
-        aligned = streamed.align(plan, orders, threads)
-    made = Jobs(plan, str(padding), aligned)
-    write_means(made.padding.values(), made.checkpoints)
+    hidden = _Hidden.of(out.absolute())
+    made, found, aligned = _jobs(plan, hidden, bench, means)
     work = Work(
         checkpoints=tuple(made.checkpoints),
         jobs=tuple(made.jobs),
         out=str(out.absolute()),
-        shard_size=Work.shard_size if shard_size is None else shard_size,
+        shard_size=Work.shard_size if means.shard_size is None else means.shard_size,
     )
-
-    def do(part: Work) -> Written:
-        if engine == "ray":
-            return run_on_ray(part, address=address, threads=threads, max_memory=max_memory)
-        return run_locally(part, threads=threads, max_memory=max_memory)
-
     began, finished, again = time.monotonic(), None, 0
-    staged = out.absolute().with_name(f".{out.name}.merged")
     if trial is not None:
         checkpoints = [weights.open(path) for path in work.checkpoints]
-        again = _stage(dataclasses.replace(work, out=str(staged)), key(work, checkpoints), do)
+        staged = dataclasses.replace(work, out=str(hidden.staged))
+        again = _stage(staged, key(work, checkpoints), means.do)
         # A model that was moved whole may compute nothing by itself: what is measured is the model as it was found.
-        parents = _parents(plan, found or made)
         dtypes = {job.name: job.dtype for job in work.jobs}
-        finished = trial.finish(staged, parents, dtypes, None if aligned is None else aligned.alignment)
-        work = _copied(work, staged, repaired, finished.changed)
-    written = do(
+        alignment = None if aligned is None else aligned.alignment
+        finished = trial.finish(hidden.staged, _parents(plan, found), dtypes, alignment)
+        work = _copied(work, hidden, finished.changed)
+    written = means.do(
         dataclasses.replace(
             work,
             metadata={
@@ -188,15 +144,120 @@ def run(
             files=tuple(_file(file) for file in _files(plan, hashes, out, finished)),
         )
     )
-    for file in (padding, maps, repaired, *(aligned.files.values() if aligned is not None else ())):
-        file.unlink(missing_ok=True)
-    shutil.rmtree(staged, ignore_errors=True)
+    hidden.remove(aligned)
     if finished is not None:
         written = dataclasses.replace(
             written, seconds=time.monotonic() - began, resumed=again or written.resumed
         )
     told = aligned.told if aligned is not None else ()
     return Outcome(out, written, hashes, tuple(look(plan, out)), told, finished)
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Who does the work, and with how much (`run`)."""
+
+    threads: int | None
+    max_memory: int | str | None
+    shard_size: int | None
+    engine: str
+    address: str | None
+
+    def do(self, work: Work) -> Written:
+        if self.engine == "ray":
+            return run_on_ray(work, address=self.address, threads=self.threads, max_memory=self.max_memory)
+        return run_locally(work, threads=self.threads, max_memory=self.max_memory)
+
+
+def _means(plan: Planned, asked: _Means) -> _Means:
+    """What is asked for, and where nothing is, what the recipe says.
+
+    Raises:
+        InputError: nothing can be done with that.
+    """
+    engine, address = asked.engine, asked.address
+    if engine not in ENGINES or (address is not None and engine == "local"):
+        raise InputError(
+            f"engine = {engine!r}" + (f" has no address ({address})" if engine == "local" else " is none"),
+            hint=f"there is {' and '.join(ENGINES)}; address= goes with ray",
+        )
+    limits = plan.recipe.isthmus.limits
+    means = _Means(
+        limits.threads if asked.threads is None else asked.threads,
+        limits.memory if asked.max_memory is None else asked.max_memory,
+        limits.shard_size if asked.shard_size is None else asked.shard_size,
+        engine,
+        address,
+    )
+    counts = (("threads", means.threads), ("shard_size", means.shard_size))
+    if wrong := [f"{name} = {n}" for name, n in counts if n is not None and n < 1]:
+        raise InputError(f"{' and '.join(wrong)}: nothing can be done with that", hint="1 is the least")
+    if (said := costs.over(plan, None if means.max_memory is None else size(means.max_memory))) is not None:
+        raise InputError(said, hint=costs.STREAMED)
+    return means
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """Places beside the output, fixed so that a run after a kill finds the same inputs and goes on.
+
+    Attributes:
+        padding: rows of tokens that models lack.
+        orders: of units, or models that were moved.
+        maps: of an alignment.
+        repaired: tensors that a repair changed.
+        staged: the merge as it came, where it is measured.
+    """
+
+    padding: Path
+    orders: Path
+    maps: Path
+    repaired: Path
+    staged: Path
+
+    @classmethod
+    def of(cls, out: Path) -> _Hidden:
+        def file(kind: str) -> Path:
+            return out.with_name(f".{out.name}.{kind}.safetensors")
+
+        staged = out.with_name(f".{out.name}.merged")
+        return cls(file("padding"), file("aligned"), file("maps"), file("repaired"), staged)
+
+    def remove(self, aligned: Aligned | None) -> None:
+        """Let go of what is of no more use."""
+        for file in (self.padding, self.maps, self.repaired, *(aligned.files.values() if aligned else ())):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.staged, ignore_errors=True)
+
+
+def _made_for_running(plan: Planned) -> tuple[Bench | None, Trial | None]:
+    """Where models are run on the way, if they are, and what measures the merge."""
+    if plan.rig is None:
+        return None, None
+    from isthmus.recipe.running.bench import Bench
+    from isthmus.recipe.running.trial import Trial
+
+    bench = Bench(plan.rig, plan.recipe.isthmus, "cpu" if plan.runs else "meta")
+    return bench, None if plan.after is None else Trial(plan, bench)
+
+
+def _jobs(
+    plan: Planned, hidden: _Hidden, bench: Bench | None, means: _Means
+) -> tuple[Jobs, Jobs, Aligned | None]:
+    """What the engine shall do; the same with the models as they were found; how they were brought together."""
+    found: Jobs | None = None
+    aligned: Aligned | None = None
+    if plan.moving is not None:
+        from isthmus.recipe.running.moved import move
+
+        found = Jobs(plan, str(hidden.padding))
+        write_means(found.padding.values(), found.checkpoints)
+        aligned = move(plan, hidden.orders, hidden.maps, _parents(plan, found), bench)
+    elif plan.recipe.isthmus.align is not None:
+        aligned = streamed.align(plan, hidden.orders, means.threads)
+    made = Jobs(plan, str(hidden.padding), aligned)
+    write_means(made.padding.values(), made.checkpoints)
+    return made, found or made, aligned
 
 
 def _files(plan: Planned, hashes: Mapping[str, str], out: Path, finished: Finished | None) -> list[Beside]:
@@ -237,15 +298,15 @@ def _stage(work: Work, identity: str, do: Callable[[Work], Written]) -> int:
     return do(dataclasses.replace(work, metadata={"isthmus.key": identity})).resumed
 
 
-def _copied(work: Work, staged: Path, file: Path, changed: Mapping[str, Tensor]) -> Work:
+def _copied(work: Work, hidden: _Hidden, changed: Mapping[str, Tensor]) -> Work:
     """The same tensors from where they are now: what the repair changed, and the merge as it came."""
     if changed:
-        weights.save(changed, file)
+        weights.save(changed, hidden.repaired)
     jobs = tuple(
         Job(job.name, job.shape, job.dtype, (Source(int(job.name in changed), job.name),))
         for job in work.jobs
     )
-    checkpoints = (str(staged), str(file)) if changed else (str(staged),)
+    checkpoints = (str(hidden.staged), *([str(hidden.repaired)] if changed else ()))
     return dataclasses.replace(work, jobs=jobs, checkpoints=checkpoints)
 
 
