@@ -111,12 +111,13 @@ def test_they_are_there_for_the_rules_that_are_slow_without_them(monkeypatch: py
     assert loops is not None
     for name in ("merged", "summed", "drawn_by_rank"):
         monkeypatch.setattr(loops, name, spy(getattr(loops, name), name, asked))
+    sorting = [("della", {"convention": "paper"}), ("breadcrumbs", {"convention": "paper"})]
     for rule, options, wanted in (
         ("ties", {}, {"merged"}),
         ("breadcrumbs", {"convention": "mergekit", "gamma": 0.05}, {"merged"}),
         ("dare-ties", {"convention": "mergekit"}, {"merged", "summed"}),
         ("della", {"convention": "mergekit"}, {"merged", "drawn_by_rank"}),
-        ("della", {"convention": "paper"}, set[str]()),  # divides by probabilities, and sorts for them
+        *((*one, set[str]()) for one in sorting),
     ):
         asked.clear()
         merged(Loops(0), rule, {"density": 0.4, **options}, different, [1.0, 1.0])
@@ -158,9 +159,34 @@ def test_they_wait_until_there_is_enough_to_do():
 def test_they_do_without_where_memory_is_short_and_come_back_where_it_is_not():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loops_of, "LOOPS", Loops(0))
-        assert loops_of.allow(loops_of.MEMORY - 1) == 0 and loops_of.LOOPS.after(1) is None
-        assert loops_of.allow(loops_of.MEMORY) == loops_of.MEMORY and loops_of.LOOPS.after(1) is not None
-        assert loops_of.allow(None) == 0, "what they take is taken"
+        loops_of.allow(loops_of.MEMORY - 1)
+        assert loops_of.LOOPS.after(1) is None
+        loops_of.allow(loops_of.MEMORY)
+        assert loops_of.LOOPS.after(1) is not None
+        loops_of.allow(0)
+        assert loops_of.LOOPS.after(1) is None, "other loops may yet be compiled"
+        loops_of.allow(None)
+        assert loops_of.LOOPS.after(1) is not None
+
+
+@pytest.mark.parametrize("name", ["merged", "drawn_by_rank"])
+@pytest.mark.parametrize("error", [EOFError("Ran out of input"), OSError(28, "No space left on device")])
+def test_where_they_cannot_be_compiled_or_read_calls_go_on(
+    name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise error
+
+    tensors, options = (
+        siblings((600, 500), 2, torch.bfloat16, seed=3),
+        {"convention": "mergekit", "density": 0.4},
+    )
+    loops = Loops(0)
+    monkeypatch.setattr(loops.after(1), name, fail)
+    with pytest.warns(RuntimeWarning, match="without compiled loops from here on"):
+        found = merged(loops, "della", options, tensors, [1.0, 1.0])
+    assert bits(found) == bits(merged(Loops(NEVER), "della", options, tensors, [1.0, 1.0]))
+    assert loops.after(1) is None
 
 
 def test_where_they_cannot_be_had_nothing_else_changes(monkeypatch: pytest.MonkeyPatch):
@@ -201,3 +227,9 @@ def test_blocks_that_begin_at_an_odd_byte_are_taken():
     odd = torch.frombuffer(memory.numpy(), dtype=torch.bfloat16, offset=1, count=600).view(30, 20)
     wanted = merged(Loops(0), "ties", {}, [base, model, model], [1.0, 1.0])
     assert bits(merged(Loops(0), "ties", {}, [base, odd, model], [1.0, 1.0])) == bits(wanted)
+
+
+def test_who_sorts_does_not_even_import_them():
+    fresh = Loops(0)
+    merged(fresh, "della", {"convention": "paper"}, siblings((30, 20), 2, torch.bfloat16, 0), [1.0, 1.0])
+    assert fresh._tried is False

@@ -398,16 +398,25 @@ def test_a_block_of_a_model_that_nothing_reads_is_told(recipe: Make, block: str,
 def test_a_long_merge_says_that_loops_would_shorten_it(recipe: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(costs, "_WORTH", 0)
     monkeypatch.setattr(costs, "_LONG", 0.0)
-    hint = "with compiled loops (pip install 'isthmus[fast]') it takes about 2 s"
-    with monkeypatch.context() as patch:
-        patch.setattr(costs.importlib.util, "find_spec", lambda name: None)
-        without = isthmus.plan(recipe(TIES))
-        assert hint in without.notes
-        assert hint not in isthmus.plan(recipe(TIES.replace("ties", "linear"))).notes
-        memory, seconds = without.memory, without.seconds
-    monkeypatch.setattr(costs.importlib.util, "find_spec", lambda name: object())
-    plan = isthmus.plan(recipe(TIES))
-    assert hint not in plan.notes and plan.memory > memory and plan.seconds <= seconds
+    monkeypatch.setitem(costs._COST, "ties", 4e6)
+    monkeypatch.setitem(costs._COST, "della", 4e6)
+    monkeypatch.setitem(costs._COMPILED, "ties", 1e6)
+
+    def told(text: str, here: bool) -> tuple[bool, float, int]:
+        monkeypatch.setattr(costs.importlib.util, "find_spec", lambda name: object() if here else None)
+        plan = isthmus.plan(recipe(text))
+        said = any("with compiled loops (pip install 'isthmus[fast]')" in note for note in plan.notes)
+        return said, plan.seconds, plan.memory
+
+    said, long, memory = told(TIES, here=False)
+    silent, short, more = told(TIES, here=True)
+    assert said and not silent and short < long and more > memory
+    for other in (
+        TIES.replace("ties", "linear"),
+        TIES.replace("ties", "della") + "isthmus: {convention: paper}\n",  # sorts
+        TIES + f"isthmus: {{limits: {{memory: {memory + 10_000_000}}}}}\n",  # too little for them
+    ):
+        assert told(other, here=False)[0] is False, other
 
 
 def test_parameters_beside_a_base_are_told_as_not_read(recipe: Make):

@@ -104,7 +104,6 @@ class BlockRule:
         shows: whether a result is finite only where all models and the base are, so that none of them need be
             looked at.
         held: bytes that it may remember from one pass to the next.
-        compiles: whether compiled loops may do its arithmetic (`isthmus.combine.compiled`).
     """
 
     layout: Layout = "elements"
@@ -114,7 +113,6 @@ class BlockRule:
     complex: bool = False
     shows: bool = False
     held: int = 0
-    compiles: bool = False
 
     def skips(self, index: int) -> bool:
         """Whether pass `index` is not needed, after what the passes before it have found.
@@ -368,14 +366,18 @@ def total(values: Tensor) -> float:
     """The sum of a block, in an order of its own: the same for any number of threads and any processor."""
     flat = values.reshape(-1).numpy(force=True)
     whole = flat.size // LANES * LANES
-    lanes = np.add.reduce(flat[:whole].reshape(-1, LANES), axis=0)
-    lanes[: flat.size - whole] += flat[whole:]
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # whoever looks at the result refuses what is not finite
+        lanes = np.add.reduce(flat[:whole].reshape(-1, LANES), axis=0)
+        lanes[: flat.size - whole] += flat[whole:]
     return total_of_lanes(lanes)
 
 
 def total_of_lanes(lanes: NDArray[np.floating]) -> float:
     """The sum of a block that was added up in `LANES` lanes."""
-    return math.fsum(np.add.reduce(lanes.reshape(-1, _FEW), axis=0).tolist())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.fsum(np.add.reduce(lanes.reshape(-1, _FEW), axis=0).tolist())
 
 
 def per_model(value: float | Sequence[float], count: int, name: str) -> tuple[float, ...]:

@@ -58,6 +58,7 @@ class AtRandomByRank(Drawn):
 
     def __init__(self, density: float, epsilon: float, stream: int, rescale: bool, held: int = HELD):
         super().__init__(held)
+        self.compiles = not rescale  # each by its own probability, and that by its rank: rows are sorted
         self._density = density
         self._epsilon = epsilon
         self._stream = stream
@@ -87,8 +88,6 @@ class AtRandomByRank(Drawn):
     def told(self, pair: Pair, place: Place) -> Kept | None:
         if self._density >= 1:
             return Kept()
-        if self._rescale:  # each by its own probability, and that by its rank
-            return None
         held = self._remembered(place)
         return Kept(self.drawn(pair, place)[0] if held is None else held)
 

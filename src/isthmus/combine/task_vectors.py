@@ -6,6 +6,7 @@ decide each element's sign, and what agrees with it is added up, divided, scaled
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
@@ -78,7 +79,6 @@ class TaskVectors(BlockRule):
         scope: whether trimming and norms see one tensor or all of the model's.
     """
 
-    compiles = True
     shows = True  # what is dropped is multiplied by zero, which makes NaN of what is not finite
 
     def __init__(
@@ -106,6 +106,7 @@ class TaskVectors(BlockRule):
         self.held = sum(t.held for t in trims) if norm else 0
         majority = election is not None and election.tie == "majority"
         self.passes = self._trimming + norm + majority
+        self._compiles = all(trim.compiles for trim in trims)
         # What each is multiplied by where it is added up: without an election, and after it.
         self._parts_of_sum = tuple(weight / self._whole() for weight in self._weights)
         self._left = (1.0,) * len(self._weights) if election and election.weighted else self._weights
@@ -153,10 +154,13 @@ class TaskVectors(BlockRule):
 
     def _norms(self, block: Block) -> list[tuple[float, float]]:
         """The sums of each task vector's magnitudes, and of those that are kept."""
-        if pairs := compiled.pairs(block):
-            found = [trim.previewed(pair, block.place) for trim, pair in zip(self._trims, pairs, strict=True)]
-            if told := _all_of(found):
-                return told
+        if self._compiles and (pairs := compiled.pairs(block)):
+            with contextlib.suppress(compiled.Unavailable):
+                found = [
+                    trim.previewed(pair, block.place) for trim, pair in zip(self._trims, pairs, strict=True)
+                ]
+                if told := _all_of(found):
+                    return told
         base, dtype = _base(block)
         return [
             _norms_of(trim, task_vector(model, base, dtype, "vector"), block.place)
@@ -186,10 +190,11 @@ class TaskVectors(BlockRule):
     # Writing.
 
     def write(self, block: Block) -> Tensor:
-        if pairs := compiled.pairs(block):
-            found = [trim.told(pair, block.place) for trim, pair in zip(self._trims, pairs, strict=True)]
-            if told := _all_of(found):
-                return compiled.merged(pairs, told, self._how, block.models[0])
+        if self._compiles and (pairs := compiled.pairs(block)):
+            with contextlib.suppress(compiled.Unavailable):
+                found = [trim.told(pair, block.place) for trim, pair in zip(self._trims, pairs, strict=True)]
+                if told := _all_of(found):
+                    return compiled.merged(pairs, told, self._how, block.models[0])
         base, dtype = _base(block)
         kept = self._kept(block, base, dtype)
         merged = self._sum(kept) if self._election is None else self._agreed(kept)

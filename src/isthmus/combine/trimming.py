@@ -30,11 +30,13 @@ class Trim:
         layout: how tensors must be cut.
         passes: measuring passes.
         held: bytes that it may remember between a preview and what follows it.
+        compiles: whether compiled loops can do it.
     """
 
     layout: Layout = "elements"
     passes: int = 0
     held: int = 0
+    compiles: bool = False
 
     def skips(self, index: int) -> bool:
         """Whether a pass has turned out not to be needed."""
@@ -115,6 +117,7 @@ class Largest(_Ranked):
     """
 
     def __init__(self, density: float, equals: Equals = "first"):
+        self.compiles = True
         self._density = density
         self._equals = equals
         found = OrderStatistics(lambda count: [count - self._kept(count) - (equals == "rank-below")])
@@ -162,6 +165,7 @@ class Middle(_Ranked):
         self._row = row
         self._everything = whole and density >= 1
         self.layout = "rows" if row else "elements"
+        self.compiles = not row  # rows are sorted
         passes = 0 if row or self._everything else OrderStatistics.passes
         super().__init__(OrderStatistics(self._window), passes)
 
@@ -266,6 +270,7 @@ class AtRandom(Drawn):
 
     def __init__(self, density: float, stream: int, rescale: bool, held: int = HELD):
         super().__init__(held)
+        self.compiles = True
         self._density = density
         self._stream = stream
         self._rescale = rescale

@@ -288,10 +288,9 @@ def pool_of(streams: Sequence[Stream], threads: int | None, max_memory: int | st
     each = max((len(s.inputs) + _SCRATCH for s in streams), default=0) * BLOCK * 8
     each += max((s.rule.held for s in streams if s.rule is not None), default=0)
     largest = max((s.cost for s in streams), default=0)
-    if any(s.rule is not None and s.rule.compiles for s in streams):
-        held += compiled.allow(limit - held - each - largest)
     count = min(count, (limit - held) // each)
     room = limit - held - max(count, 1) * each
+    compiled.allow(room - largest)
     if count < 1 or room < largest:
         wide = [s for s in streams if s.cost > max(room, 0)]
         raise InputError(

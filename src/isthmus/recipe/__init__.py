@@ -3,7 +3,7 @@
     recipe.yml --language--> Recipe --parents, tokens, rows, output, planning--> Plan --running--> folder
 
 Everything up to the plan is plain data: torch is imported when the plan runs. Each sub-room imports from those before
-it in this line only; the files beside them see all.
+it in this line only, `inspection` (of finished models) from `parents` and `language`; the files beside them see all.
 """
 
 from isthmus.recipe.language.reading import read

@@ -1,15 +1,15 @@
 """When the loops of `kernels` are used: where numba is there (`isthmus[fast]`), once there is enough to do for them.
 
-They change no bit of any result. To import numba takes a quarter of a second, to compile them seven, once per machine:
-numba keeps what it has compiled.
+They change no bit of any result. To import numba takes a quarter of a second, to compile them seven: once per machine,
+dtype and number of models, since numba keeps what it has compiled.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -30,6 +30,10 @@ MEMORY = 120_000_000
 Mask = NDArray[np.bool_]
 
 
+class Unavailable(Exception):  # noqa: N818  # the caller does it by calls
+    """Loops cannot be compiled, or not be read from where they are kept."""
+
+
 class Loops:
     """The compiled loops of this process.
 
@@ -48,11 +52,6 @@ class Loops:
         self._tried = False
         self._found: ModuleType | None = None
 
-    @property
-    def memory(self) -> int:
-        """Bytes of private memory that they may still take."""
-        return MEMORY if not self._tried and importlib.util.find_spec("numba") is not None else 0
-
     def after(self, count: int) -> ModuleType | None:
         """The loops, if they are there and allowed, once so many more elements make them worth it."""
         if not self._tried and self.allowed:
@@ -62,6 +61,26 @@ class Loops:
                     self._found, self._tried = _imported(), True
         return self._found if self.allowed else None
 
+    def run(self, name: str, *arguments: object) -> None:
+        """Run one of them.
+
+        Raises:
+            Unavailable: it could not be had; nothing is asked of loops from now on.
+        """
+        if (found := self._found) is None:  # another thread has found out
+            raise Unavailable
+        try:
+            getattr(found, name)(*arguments)
+        except Exception as error:  # whatever a compiler and its files may raise
+            self._found = None
+            warnings.warn(
+                f"without compiled loops from here on: {type(error).__name__}: {error} (numba keeps them beside "
+                f"{__package__}, or in NUMBA_CACHE_DIR: is there room, are its files whole?)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            raise Unavailable from error
+
 
 def _imported() -> ModuleType | None:
     try:
@@ -70,24 +89,20 @@ def _imported() -> ModuleType | None:
         if getattr(config, "DISABLE_JIT", False):  # NUMBA_DISABLE_JIT, by which nothing is compiled
             return None
         return importlib.import_module("isthmus.combine.compiled.kernels")
-    except ImportError:  # it is not installed, or not made for this version of numpy
+    except (ImportError, OSError):  # it is not installed, not whole, or not made for this version of numpy
         return None
 
 
 LOOPS = Loops()
 
 
-def allow(room: int | None) -> int:
+def allow(room: int | None) -> None:
     """Let loops be used from now on if there is memory for them.
 
     Args:
-        room: bytes that are free; None for no limit.
-
-    Returns:
-        How many of them they may still take.
+        room: bytes that nothing else needs; None for no limit.
     """
-    LOOPS.allowed = room is None or room >= LOOPS.memory
-    return LOOPS.memory if LOOPS.allowed else 0
+    LOOPS.allowed = room is None or room >= MEMORY
 
 
 @dataclass(frozen=True)
@@ -112,13 +127,13 @@ class Pair:
     """A block of a model and of the base, as compiled loops read them.
 
     Attributes:
-        loops: which they are (`kernels`).
+        loops: which go over it.
         model: flat, float32 or the bits of bfloat16.
         base: the same.
         length: of a row, where blocks have rows.
     """
 
-    loops: ModuleType
+    loops: Loops
     model: NDArray[np.generic]
     base: NDArray[np.generic]
     length: int
@@ -126,7 +141,7 @@ class Pair:
     def summed(self, kept: Mask) -> tuple[float, float]:
         """The sum of magnitudes of the task vector, and of what a mask keeps of it."""
         lanes = _lanes()
-        self.loops.summed(self.model, self.base, kept, lanes)
+        self.loops.run("summed", self.model, self.base, kept, lanes)
         return _totals(lanes)
 
     def drawn_by_rank(
@@ -141,7 +156,10 @@ class Pair:
             high: which are kept if they outrank their peers.
         """
         kept, lanes = np.empty(self.model.size, np.bool_), _lanes()
-        self.loops.drawn_by_rank(self.model, self.base, self.length, distances, width, low, high, kept, lanes)
+        self.loops.run(
+            "drawn_by_rank",
+            *(self.model, self.base, self.length, distances, width, low, high, kept, lanes),
+        )
         return kept, _totals(lanes)
 
 
@@ -182,7 +200,8 @@ def merged(pairs: Sequence[Pair], kept: Sequence[Kept], how: Sum, like: Tensor) 
     out = scratch("merged", like, torch.float32)
     masks = tuple(_ALL if one.mask is None else one.mask for one in kept)
     divides = 0 if not how.shares else 1 if how.counted else 2
-    pairs[0].loops.merged(
+    pairs[0].loops.run(
+        "merged",
         tuple(pair.model for pair in pairs),
         pairs[0].base,
         masks,
@@ -206,7 +225,8 @@ _ALL = np.empty(0, np.bool_)
 
 
 def _singles(numbers: Iterable[float]) -> NDArray[np.float32]:
-    return np.array(list(numbers), np.float32)
+    with np.errstate(over="ignore"):  # infinity, as torch makes of them
+        return np.array(list(numbers), np.float64).astype(np.float32)
 
 
 def pairs(block: Block) -> list[Pair] | None:
@@ -215,8 +235,8 @@ def pairs(block: Block) -> list[Pair] | None:
     tensors = (block.base, *block.models)
     if not all(t.is_cpu and t.dtype in _READ for t in tensors):
         return None
-    loops = LOOPS.after(block.base.numel() * len(block.models))
-    if loops is None:
+    loops = LOOPS
+    if loops.after(block.base.numel() * len(block.models)) is None:
         return None
     stored = all(t.dtype == torch.bfloat16 for t in tensors)
     base, *models = (_array(t, stored, f"wide {i}") for i, t in enumerate(tensors))

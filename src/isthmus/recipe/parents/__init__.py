@@ -1,1 +1,1 @@
-"""The models that a recipe names: found, their headers, configurations and adapters read; no tensor is."""
+"""The models that a recipe names: found, opened, headers, configurations and adapters read, their bytes hashed."""

@@ -23,14 +23,20 @@ _COMPILED = {
     "della-linear": 4,
 }  # fmt: skip
 _WORTH = 1 << 27
-# Seconds from which on it is said that loops would shorten a merge.
+# Seconds from which on it is said that they would shorten a merge.
 _LONG = 30.0
+# The part of the time that they may take at most for that.
+_GAIN = 0.9
+# Rules that sort rows in the paper's convention, which no loop does.
+_SORTING = ("breadcrumbs", "breadcrumbs-ties", "della", "della-linear")
 # What the interpreter and torch take, in private bytes, and each thread for every input and the output. Measured on
 # `isthmus merge` of three bf16 models of 0.1 GB: 164 MB before the first tensor, then TIES 176, 185 and 202 MB on 1, 2
 # and 4 threads, DARE 171 to 189, DELLA 173 to 196.
 _STARTED, _MEMORY, _MEMORY_PER_THREAD = 160_000_000, 168_000_000, 2_500_000
 # What compiled loops add, once they have been compiled: TIES 43 MB, DELLA 47.
 _LOOPS = 50_000_000
+# What must be free for them under a limit.
+_COMPILING = 120_000_000
 # What the engine sets aside for one thread, where it is told a limit: a block of float64 for every input and for what a
 # rule writes on, and masks that a rule remembers (isthmus.engine.local, isthmus.combine.trimming, which import torch).
 _BLOCK, _SCRATCH, _MASKS = 1 << 20, 12, 16 << 20
@@ -59,8 +65,12 @@ def disk(plan: Planned) -> int:
 
 def merging(plan: Planned) -> int:
     """Bytes of memory that tensors take while they are merged; a limit of so many is kept to."""
-    loops = _LOOPS if _compiles(plan) else 0
-    return loops + max(_MEMORY + plan.threads * _MEMORY_PER_THREAD * (1 + len(plan.parents)), _least(plan))
+    return _merging(plan) + (_LOOPS if _compiles(plan) else 0)
+
+
+def _merging(plan: Planned) -> int:
+    """The same without compiled loops."""
+    return max(_MEMORY + plan.threads * _MEMORY_PER_THREAD * (1 + len(plan.parents)), _least(plan))
 
 
 def _least(plan: Planned) -> int:
@@ -107,20 +117,22 @@ def _elements(plan: Planned) -> int:
     return sum(math.prod(row.shape) * len(row.parts) for row in plan.rows if row.how == "merged")
 
 
-def _compiles(plan: Planned) -> bool:
-    """Whether compiled loops will do most of the work."""
-    known = plan.method.rule in _COMPILED and importlib.util.find_spec("numba") is not None
-    return known and _elements(plan) > _WORTH
+def _compiles(plan: Planned, here: bool = True) -> bool:
+    """Whether compiled loops will do most of the work, or would if they were here."""
+    sorts = plan.method.rule in _SORTING and plan.recipe.isthmus.convention == "paper"
+    if plan.method.rule not in _COMPILED or sorts or _elements(plan) <= _WORTH:
+        return False
+    limit = plan.recipe.isthmus.limits.memory
+    room = limit is None or limit >= _merging(plan) + _COMPILING
+    return room and (not here or importlib.util.find_spec("numba") is not None)
 
 
 def faster(plan: Planned) -> str | None:
     """What is said of a long merge that compiled loops would shorten; None where it is short, or they are there."""
-    taken = seconds(plan)
-    if taken < _LONG or plan.method.rule not in _COMPILED or _compiles(plan):
+    taken, less = seconds(plan), _seconds(plan, _COMPILED)
+    if taken < _LONG or less > _GAIN * taken or not _compiles(plan, here=False):
         return None
-    return (
-        f"with compiled loops (pip install 'isthmus[fast]') it takes about {_seconds(plan, _COMPILED):.0f} s"
-    )
+    return f"with compiled loops (pip install 'isthmus[fast]') it takes about {less:.0f} s"
 
 
 def over(plan: Planned, limit: int | None) -> str | None:
