@@ -25,7 +25,7 @@ from isthmus.combine.blocks import LANES, Block, scratch, total_of_lanes, widene
 WORTH = 1 << 27
 
 #: Bytes of private memory that numba takes: so many while it compiles, 50 million where that was done before.
-MEMORY = 120_000_000
+MEMORY = 140_000_000
 
 Mask = NDArray[np.bool_]
 

@@ -36,7 +36,7 @@ _STARTED, _MEMORY, _MEMORY_PER_THREAD = 160_000_000, 168_000_000, 2_500_000
 # What compiled loops add, once they have been compiled: TIES 43 MB, DELLA 47.
 _LOOPS = 50_000_000
 # What must be free for them under a limit.
-_COMPILING = 120_000_000
+_COMPILING = 140_000_000
 # What the engine sets aside for one thread, where it is told a limit: a block of float64 for every input and for what a
 # rule writes on, and masks that a rule remembers (isthmus.engine.local, isthmus.combine.trimming, which import torch).
 _BLOCK, _SCRATCH, _MASKS = 1 << 20, 12, 16 << 20
