@@ -20,6 +20,7 @@ from isthmus.combine import (
     blockwise,
     cut,
     measure,
+    order_statistics,
     places,
     run,
     write,
@@ -245,6 +246,33 @@ def test_a_sample_that_misleads_costs_two_more_looks_and_nothing_else():
     values = drawn("hidden from the sample")
     _, looks = statistics(values, [LARGE // 2], 1 << 16)
     assert looks == 4
+
+
+@pytest.mark.parametrize("kind", ["normal", "float64", "few values", "mostly zero", "rows of other sizes"])
+def test_where_few_numbers_are_to_be_held_they_are_counted_bit_by_bit(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    held: list[int] = []
+    add = OrderStatistics.add
+
+    def spied(self: OrderStatistics, index: int, partial: object, place: Place) -> None:
+        add(self, index, partial, place)
+        held.append(sum(len(tally.values) for _, tally in self._tallies))
+
+    monkeypatch.setattr(OrderStatistics, "add", spied)
+    monkeypatch.setattr(order_statistics, "_HELD", 60)
+    monkeypatch.setattr(order_statistics, "_LARGE", 0)
+    values = drawn(kind)
+    ordered = values.sort().values
+    for ranks in ([LARGE * 4 // 5], [0], [LARGE // 4, LARGE // 2, LARGE * 3 // 4]):
+        found, looks = statistics(values, ranks, 1 << 16)
+        assert max(held) <= 60 and looks in (2, 4, 5)
+        for rank, boundary in zip(ranks, found, strict=True):
+            assert boundary.value == ordered[rank].item()
+            assert boundary.below == int((values < ordered[rank]).sum())
+            assert boundary.equal == int((values == ordered[rank]).sum())
+    if kind == "normal":
+        assert looks == 5
 
 
 # Random numbers

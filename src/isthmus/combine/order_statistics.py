@@ -2,8 +2,9 @@
 
 A sample says roughly where the wanted ranks fall; one look at all numbers counts those below and collects those
 around. What comes out is what sorting the whole tensor would give, numbers that are equal included: they rank by
-position. Where the sample misled, two more looks follow: a histogram of the upper bits of every number (floats
-that are not negative are ordered as their bits are), and the numbers in the bins found.
+position. Where the sample misled, or more numbers lie around than are to be held, more looks follow: a histogram of the
+upper bits of every number (floats that are not negative are ordered as their bits are), one of the next bits of those
+in the bins found if they are still too many, and a count of what is left.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ _SAMPLE = 1 << 17
 _KNOWN = 6
 #: A block with more than one in so many numbers to gather is likely to have them several times.
 _MANY = 64
+#: Numbers that are held between two passes. Those of larger tensors are counted by value, block by block, so that
+#: fewer are.
+_HELD, _LARGE = 1 << 21, 1 << 26
+#: Bits that one histogram tells apart.
+_BITS = 16
 
 Numbers = NDArray[np.floating]
 
@@ -100,14 +106,14 @@ def thinned(values: Tensor, place: Place) -> Tensor:
 
 
 class OrderStatistics:
-    """The numbers of given ranks among all that were seen, in four passes, of which two are seldom needed.
+    """The numbers of given ranks among all that were seen, in five passes, of which three are seldom needed.
 
     Args:
         ranks: how many numbers there are -> the ranks wanted, from 0 (the smallest); those outside are
             brought inside.
     """
 
-    passes = 4
+    passes = 5
 
     def __init__(self, ranks: Callable[[int], Sequence[int]]):
         self._ranks = ranks
@@ -115,6 +121,9 @@ class OrderStatistics:
         self._held = 0
         self._histogram: NDArray[np.int64] | None = None  # seldom needed, and a model has many tensors
         self._shift = 16
+        self._fine: list[NDArray[np.int64]] = []  # of the next bits, of each window
+        self._before: list[int] = []  # numbers below each window
+        self._gathered = 0
         self._windows: tuple[Window, ...] = ()
         self._tallies: list[tuple[tuple[str, int], Tally]] = []
         self.count = 0
@@ -134,7 +143,9 @@ class OrderStatistics:
         flat = values if values.ndim == 1 else values.reshape(-1)
         if index == 0:
             return flat.numpy(force=True).copy()
-        if index % 2:
+        if index == 3 and self._fine:
+            return self._next_bits(flat.numpy(force=True))
+        if index != 2:
             return self._tally(flat)
         word, shift = (torch.int32, 16) if flat.dtype == torch.float32 else (torch.int64, 48)
         upper = torch.bitwise_right_shift(flat.view(word), shift, out=scratch("upper", flat, word))
@@ -171,7 +182,7 @@ class OrderStatistics:
                 np.logical_or(inside, mask, out=inside) if gather else np.copyto(inside, mask)
                 gather = True
         found = np.compress(inside, numbers) if gather else numbers[:0]
-        if len(found) > len(numbers) // _MANY:
+        if len(found) > len(numbers) // _MANY or self.count > _LARGE:
             found, counts = np.unique(found, return_counts=True)
         else:
             counts = np.broadcast_to(np.int32(1), found.shape)
@@ -195,12 +206,27 @@ class OrderStatistics:
                 here = Tally((0,), partial, np.ones(size, np.int32))
                 self._tallies.append(((place.key, place.start), here))
             self._forget()
-        elif index % 2:
-            assert isinstance(partial, Tally)
-            self._tallies.append(((place.key, place.start), partial))
+        elif isinstance(partial, Tally):
+            self._gathered += len(partial.values)
+            if index > 1 or self._gathered <= _HELD:
+                self._tallies.append(((place.key, place.start), partial))
+        elif isinstance(partial, list):
+            for fine, (bits, times) in zip(self._fine, partial, strict=True):
+                fine[bits] += times
         else:
             self._shift, histogram = partial  # type: ignore[misc]  # a shift and a histogram
             self._histogram = histogram if self._histogram is None else self._histogram + histogram
+
+    def _next_bits(self, numbers: Numbers) -> list[tuple[NDArray[np.integer], NDArray[np.integer]]]:
+        """For each window, the bits that tell its numbers apart best, and how many have them."""
+        word = np.int32 if numbers.dtype == np.float32 else np.int64
+        whole = numbers.view(word)
+        found: list[tuple[NDArray[np.integer], NDArray[np.integer]]] = []
+        for window in self._windows:
+            low, high = (np.array(end, numbers.dtype).view(word) for end in (window.low, window.high))
+            inside = whole[(whole >= low) & (whole <= high)] - low
+            found.append(np.unique(inside >> (self._shift - _BITS), return_counts=True))
+        return found
 
     def _forget(self) -> None:
         """Keep every other number of a sample that is much larger than it needs to be."""
@@ -221,12 +247,20 @@ class OrderStatistics:
                 self._settle([(rank, everything, 0) for rank in wanted])
             self._sample.clear()
         elif index == 2:
-            self._windows = tuple(self._binned(rank) for rank in wanted)
-            self._histogram = None
-        else:
+            self._bin(wanted)
+        elif index == 3 and self._fine:
+            self._windows = tuple(
+                self._narrowed(window, rank - before, fine)
+                for window, rank, before, fine in zip(
+                    self._windows, wanted, self._before, self._fine, strict=True
+                )
+            )
+            self._fine = []
+        elif index > 1 or self._gathered <= _HELD:
             below = [sum(t.below[i] for _, t in self._tallies) for i in range(len(wanted))]
             self._settle(list(zip(wanted, self._windows, below, strict=True)))
         self._tallies.clear()
+        self._gathered = 0
 
     def _guessed(self, wanted: Sequence[int]) -> Iterator[Window]:
         """Where the numbers of some ranks very likely are, by the sample."""
@@ -250,13 +284,28 @@ class OrderStatistics:
             known = np.unique(values[first : last + 1])
             yield Window(low, high, tuple(known.tolist()) if len(known) <= _KNOWN else ())
 
-    def _binned(self, rank: int) -> Window:
-        """Where the number of a rank surely is, by the histogram of all numbers."""
+    def _bin(self, wanted: Sequence[int]) -> None:
+        """Where the numbers of some ranks surely are, by the histogram of all; and whether too many are there."""
         assert self._histogram is not None
-        at = int(np.searchsorted(np.cumsum(self._histogram), rank, side="right"))
+        upto = np.cumsum(self._histogram)
+        bins = [int(np.searchsorted(upto, rank, side="right")) for rank in wanted]
+        self._windows = tuple(self._window(at << self._shift, self._shift) for at in bins)
+        self._before = [int(upto[at] - self._histogram[at]) for at in bins]
+        if sum(int(self._histogram[at]) for at in bins) > _HELD:
+            self._fine = [np.zeros(1 << _BITS, np.int64) for _ in bins]
+        self._histogram = None
+
+    def _narrowed(self, window: Window, rank: int, fine: NDArray[np.int64]) -> Window:
+        """The part of a window where the number of a rank is, counted from the window's first one."""
         narrow, word = (np.float32, np.int32) if self._shift == 16 else (np.float64, np.int64)
-        bits = np.array([at << self._shift, (at + 1 << self._shift) - 1], np.int64)
-        low, high = bits.astype(word).view(narrow)
+        at = int(np.searchsorted(np.cumsum(fine), rank, side="right"))
+        shift = self._shift - _BITS
+        return self._window(int(np.array(window.low, narrow).view(word)) + (at << shift), shift)
+
+    def _window(self, bits: int, shift: int) -> Window:
+        """The numbers whose bits are these, but for the last ones."""
+        narrow, word = (np.float32, np.int32) if self._shift == 16 else (np.float64, np.int64)
+        low, high = np.array([bits, bits + (1 << shift) - 1], np.int64).astype(word).view(narrow)
         return Window(float(low), float(min(high, np.finfo(narrow).max)))
 
     def _settle(self, wanted: Sequence[tuple[int, Window, int]]) -> None:
