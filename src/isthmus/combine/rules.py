@@ -169,7 +169,7 @@ def blockwise(
     Examples:
         >>> from isthmus.combine import blockwise
         >>> blockwise("average", 3).passes, blockwise("ties", 3, {"convention": "mergekit"}).passes
-        (0, 4)
+        (0, 5)
     """
     terms = terms_of(name)
     given = dict(options or {})
