@@ -400,14 +400,25 @@ def tmp_path_of(work_of: MakeWork) -> Path:
     return Path(work_of().checkpoints[1])
 
 
-def test_a_result_that_overflows_is_named(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("largest", "dtype", "wider"), [(5e4, "float16", "bfloat16 or float32"), (3e38, "float32", "float64")]
+)
+def test_a_result_that_overflows_is_named(tmp_path: Path, largest: float, dtype: str, wider: str):
     for name in "ab":
-        weights.save({"w": torch.full((4,), 5e4)}, tmp_path / f"{name}.safetensors")
+        weights.save({"w": torch.full((4,), largest)}, tmp_path / f"{name}.safetensors")
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    with pytest.raises(WeightsError, match="linear makes numbers of w that float16 cannot hold"):
+
+    def summed(dtype: str) -> None:
         isthmus.merge_files(
-            paths, tmp_path / "out", method="linear", weights=[1.0, 1.0], dtype="float16", normalize=False
+            paths, tmp_path / "out", method="linear", weights=[1.0, 1.0], dtype=dtype, normalize=False
         )
+
+    with pytest.raises(WeightsError, match=f"linear makes numbers of w that {dtype} cannot hold") as caught:
+        summed(dtype)
+    assert caught.value.hint is not None and f"output, {wider};" in caught.value.hint
+    summed(wider.split()[-1])
+    merged = weights.load(tmp_path / "out")["w"]
+    torch.testing.assert_close(merged, torch.full((4,), largest, dtype=torch.float32).to(merged.dtype) * 2)
 
 
 def test_progress_tells_the_tensor_and_the_memory(

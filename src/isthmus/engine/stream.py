@@ -254,9 +254,11 @@ class Stream:
         """What to say of a result that is not finite when the sources are."""
         self.refuse_what_is_not_finite()
         dtype = str(self.job.dtype).removeprefix("torch.")
+        far = torch.finfo(self.job.dtype).max >= torch.finfo(torch.bfloat16).max
+        wider = "float64" if far else "bfloat16 or float32"
         return WeightsError(
             f"{self.job.rule} makes numbers of {self.job.name} that {dtype} cannot hold",
-            hint="choose a wider dtype for the output, bfloat16 or float32; or other weights",
+            hint=f"choose a wider dtype for the output, {wider}; or other weights",
         )
 
     def spare(self) -> None:
