@@ -20,6 +20,7 @@ from isthmus.align import (
     common,
     of_several_widths,
     resizing,
+    shapes,
     turned,
 )
 from isthmus.align import align as align_models
@@ -38,6 +39,7 @@ from isthmus.program import (
     Program,
     ProgramModule,
     Variant,
+    check_alike,
     export,
     first_example,
     keep_apart,
@@ -186,6 +188,10 @@ def merge(
     if origin is not None:
         files.check_same(states[target], origin, (names[target], "the base"))
         files.check_finite(origin, "the base")
+    if module is not None and graphs is None and not (example is None and data is None):
+        given, here = [*zip(names, models, strict=True), ("the base", base)], shapes(module.state_dict())
+        theirs = {name: m for name, m in given if isinstance(m, nn.Module) and shapes(m.state_dict()) == here}
+        check_alike(module, theirs, _example(example, data))
     known = None
     if not isinstance(statistics, Mapping) and statistics is not None:
         known = [{k: v for k, v in state_of(s).items() if k not in own[target]} for s in statistics]

@@ -119,6 +119,14 @@ def test_what_diverges_says_so_and_keeps_what_it_had():
         torch.testing.assert_close(net.run(found.apply(models)[1]), net.run(models[1]))
 
 
+def test_labels_that_are_no_classes_are_refused():
+    net = build("mlp")
+    models = [net.drawn(seed) for seed in range(2)]
+    x, labels = net.labelled(models[0])[0]
+    with pytest.raises(DataError, match="targets run from 10"):
+        isthmus.align(net.graph, models, "straight-through", data=[(x, labels + 1000)])
+
+
 # Straight-through.
 
 

@@ -129,6 +129,7 @@ def test_check_exits_with_1_where_a_space_failed(tmp_path: Path, monkeypatch: py
         (("gone.json",), "not a readable symmetry graph"),
         (("hf:./gone",), "no folder"),
         (("torchvision:resnt18",), "resnet18"),
+        (("isthmus.zoo:MLP", "d_in=6", "widths=[-8]", "num_classes=3"), "isthmus.zoo:MLP made no model"),
     ],
 )
 def test_wrong_input_is_an_error_with_code_2(arguments: tuple[str, ...], said: str, tmp_path: Path):

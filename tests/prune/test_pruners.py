@@ -279,3 +279,11 @@ def test_seven_tenths_of_ten_are_seven():
 def test_every_pruner_says_where_it_comes_from():
     assert {row.name for row in PRUNERS.rows()} >= {"magnitude", "diagonal-fisher", "woodfisher", "wanda"}
     assert all("arXiv" in row.source for row in PRUNERS.rows())
+
+
+@pytest.mark.parametrize("method", ["diagonal-fisher", "woodfisher"])
+def test_targets_that_are_no_classes_are_refused(method: str):
+    model = nn.Linear(4, 3)
+    data = [(torch.randn(6, 4), torch.tensor([1, 2, 3, 1, 2, -100]))]
+    with pytest.raises(DataError, match="to 3, the model has 3 classes"):
+        prune(model, method, sparsity=0.5, data=data)

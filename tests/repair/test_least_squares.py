@@ -101,6 +101,18 @@ def test_where_nothing_is_missing_nothing_changes_to_the_bit():
     assert found.left < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_constant_is_explained_by_the_bias(dtype):
+    """A learned query is the same for every example, and kernels round the rows of a batch in other ways."""
+    x = drawn(1, 1, 5).expand(200, 1, 5) * (1 + 1e-7 * drawn(200, 1, 1, seed=5).sign())
+    weight, shift = drawn(1, 4, 5, seed=2), drawn(1, 4, seed=3)
+    y = torch.einsum("ngi,goi->ngo", x, weight)
+    t = (y.roll(1, 2) + shift).to(dtype)
+    fit = regression(x.to(dtype), y.to(dtype), t).fit(weight, ridge=1e-3)
+    assert fit.left == 0
+    torch.testing.assert_close(fit.weight @ x[0, 0] + fit.bias, t.mean(0).double(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_row_that_puts_out_nothing_and_inputs_that_are_constant_give_finite_weights():
     x, _, t, weight = problem()
     weight = weight.clone()

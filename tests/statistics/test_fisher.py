@@ -274,3 +274,13 @@ def test_what_is_wrong_is_said():
         fisher_information(model, [x, torch.randn(4, 5)])
     with pytest.raises(DataError, match="not finite"):
         fisher_information(model, [torch.full((2, 3), torch.inf)])
+
+
+@pytest.mark.parametrize("label", [3, 400, -7])
+def test_targets_that_are_no_classes_are_refused_where_they_count(regression, label: int):
+    model, x, _ = regression
+    data = [(x, torch.full((len(x),), label))]
+    with pytest.raises(DataError, match=f"targets run from {label} to {label}, the model has 3 classes"):
+        fisher_information(model, data, variant="empirical")
+    plain = fisher_information(model, [x])
+    close(fisher_information(model, data)["weight"], plain["weight"])  # the expectation is over all classes

@@ -247,3 +247,10 @@ def test_what_fails_is_fixed_and_named_with_the_operation(x: Tensor):
     graph, found = isthmus.verified(wrong(isthmus.trace(model, x), "down.weight", 1), x, weights=model)
     assert found.ok and list(graph.spaces) == ["stem"] and found.frozen == {"up": "down:linear"}
     assert any(f.key == "up.weight" and "fails verification at down:linear" in f.reason for f in graph.fixed)
+
+
+def test_a_program_that_does_not_run_on_the_example_is_told_and_not_thrown():
+    graph = isthmus.trace(nn.Linear(4, 3), torch.randn(2, 4))
+    with pytest.raises(VerificationError, match="cannot be run in float64") as caught:
+        graph.verify(None, torch.randint(0, 2, (2, 4)))
+    assert caught.value.where == ("an input is (2, 4) torch.int64",)

@@ -87,6 +87,34 @@ def test_every_key_that_does_not_fit_is_listed_at_once():
     )
 
 
+def test_of_many_that_do_not_fit_six_of_each_kind_are_named():
+    model = {f"h.{n:02}": torch.ones(2) for n in range(60)}
+    checkpoint = {f"h.{n:02}": torch.ones(3) for n in range(20)} | {
+        f"x.{n:02}": torch.ones(1) for n in range(7)
+    }
+    with pytest.raises(MismatchError, match="67 of 67 tensors differ") as caught:
+        weights.check_same(model, checkpoint, ("model", "a"))
+    assert len(caught.value.where) == 3 * 7
+    assert [line for line in caught.value.where if line.startswith("and")] == [
+        "and 34 more", "and 1 more", "and 14 more",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_head_that_is_its_embedding_is_recognised(swap: bool):
+    tied = {"embed": torch.ones(5, 2), "norm": torch.ones(2), "up": torch.ones(2, 2)}
+    pair = (tied, tied | {"head": torch.ones(5, 2)})
+    one, other = pair[::-1] if swap else pair
+    with pytest.raises(MismatchError, match="1 of 4 tensors differ") as caught:
+        weights.check_same(one, other, ("a", "b"))
+    assert (
+        caught.value.hint is not None
+        and "if head is the head, and elsewhere tied to embed" in caught.value.hint
+    )
+    with pytest.raises(MismatchError, match="two architectures"):
+        weights.check_same(tied, tied | {"bias": torch.ones(2)}, ("a", "b"))
+
+
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 def test_a_common_prefix_is_recognised(prefix: str, swap: bool):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from isthmus.align.apart import common
-from isthmus.program import Inputs
+from isthmus.program import Inputs, check_alike
 from isthmus.symmetry import SymmetryGraph, Verification, trace, verified
 
 
@@ -29,8 +29,12 @@ def read_symmetries(
 
     Returns:
         The graph or graphs, and how each was verified.
+
+    Raises:
+        MismatchError: modules of equal shapes are different programs.
     """
     if len(set(map(shapes, states))) == 1:
+        check_alike(modules[0], {f"models[{i}]": module for i, module in enumerate(modules)}, example)
         graph, checked = verified(trace(modules[0], example), example, weights=states[0], seed=seed)
         return graph, [checked]
     found = [

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from isthmus import program
 from isthmus.errors import DataError, InputError, IsthmusError, MismatchError
 from isthmus.program import Batch, Program, Runner, home
+from isthmus.program.evaluating import evaluating
 
 #: What can be measured: a module (with its own weights, or others), or a program with weights.
 Model = nn.Module | Program | Runner
@@ -38,7 +39,7 @@ def answering(model: Model, weights: Weights | None = None) -> Iterator[Callable
         DataError: when called, of inputs that the model cannot be run on.
     """
     if isinstance(model, nn.Module):
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield _of_module(model, weights)
         return
     if weights is None:
@@ -92,19 +93,6 @@ def _fit(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
     if wrong:
         raise MismatchError(f"{len(wrong)} weights do not fit {type(model).__name__}", wrong)
     return fitted
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    # The flags themselves, not eval(): a module may override train() to do more, or to refuse.
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -14,9 +14,7 @@ from isthmus.errors import DataError
 from isthmus.measure.answers import OWN_METRIC, Model, Weights, answering, logits_of
 from isthmus.measure.finding import Finding
 from isthmus.program import Batch, batches
-
-#: Targets that torch's cross-entropy leaves out by default, and so do we.
-IGNORED = -100
+from isthmus.program.outputs import IGNORED, check_classes
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,7 @@ class Tally:
         rows, targets = _rows(logits, batch.targets.to(logits.device))
         kept = targets != IGNORED
         rows, targets = rows[kept].double(), targets[kept].long()
-        low, high = (int(targets.min()), int(targets.max())) if targets.numel() else (0, 0)
-        if low < 0 or high >= rows.shape[1]:
-            raise DataError(f"targets run from {low} to {high}, the model has {rows.shape[1]} classes")
+        check_classes(targets, rows.shape[1])
         broken = rows.isnan().any(1)
         losses = torch.nn.functional.cross_entropy(rows, targets, reduction="none")
         self.loss += float(losses.masked_fill(broken | losses.isnan(), torch.inf).sum())

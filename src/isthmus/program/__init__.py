@@ -1,5 +1,6 @@
 """The exported graph: export it, run it, watch it, cut it, duplicate a branch, rebuild a module."""
 
+from isthmus.program.alike import check_alike
 from isthmus.program.batches import Batch, Inputs, batches, example_of, first_example, home
 from isthmus.program.export import export
 from isthmus.program.keep import Cut, Variant, keep_apart
@@ -19,6 +20,7 @@ __all__ = [
     "Tap",
     "Variant",
     "batches",
+    "check_alike",
     "example_of",
     "export",
     "first_example",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.errors import ExportError
 from isthmus.program.batches import Batch, Inputs, example_of, home
+from isthmus.program.evaluating import evaluating
 from isthmus.program.functional import copy_into, functionalise, restore_batch_norms, restride
 from isthmus.program.program import Program
 
@@ -26,18 +26,6 @@ _ASSERTIONS = (
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _at_least_two(batch: Batch) -> Batch:
@@ -77,7 +65,7 @@ def export(model: nn.Module, example: Inputs) -> Program:
     )
     try:
         # Without gradients there is no `with torch.no_grad()` sub-graph to look into.
-        with _evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        with evaluating(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=shapes)
     except Exception as error:

@@ -129,6 +129,13 @@ def build(name: str, options: Mapping[str, object]) -> nn.Module:
         model = factory(**options)
     except TypeError as error:
         raise InputError(f"{name}: {error}") from error
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"{name} made no model",
+            [f"{type(error).__name__}: {said[0]}"],
+            hint="its arguments are given as KEY=VALUE behind its name",
+        ) from error
     from torch import nn
 
     if not isinstance(model, nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor
 from isthmus.errors import DataError, InputError
 from isthmus.features import explained, feed, part
 from isthmus.program import Program, home, logits_of
+from isthmus.program.outputs import IGNORED, check_classes
 from isthmus.statistics import LIKELIHOODS
-from isthmus.statistics.fisher import IGNORED
 
 
 def mean_gradients(
@@ -98,6 +98,8 @@ def _scores(outputs: Tensor, targets: Tensor, likelihood: str, axis: int) -> Ten
             "the targets do not fit the model's outputs",
             [f"outputs {tuple(outputs.shape)}, classes along {axis}", f"targets {tuple(targets.shape)}"],
         )
+    if categorical:
+        check_classes(targets, rows.shape[-1])
     scores = LIKELIHOODS[likelihood].observed(rows, targets)
     if categorical:
         scores = scores * (targets.reshape(-1, 1) != IGNORED)

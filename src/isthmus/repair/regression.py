@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+#: Targets whose variance is a smaller part of their mean's square than this are constant: the rest is float32 rounding.
+CONSTANT = 1e-11
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -118,12 +121,12 @@ class Regression:
         new = weight * gain.unsqueeze(2) + correction
         shift = self.target - (new @ self.mean.unsqueeze(2)).squeeze(2)
         left = spread - 2 * (new * total.mT).sum(2) + (new @ gram * new).sum(2)
-        whole = float(spread.sum())
+        whole, rounding = float(spread.sum()), CONSTANT * float(self.target.square().sum())
         return Fit(
             weight=new,
             bias=shift if bias else torch.zeros_like(shift),
             gain=gain,
-            left=max(float(left.sum()), 0.0) / whole if whole > 0 else 0.0,
+            left=max(float(left.sum()), 0.0) / whole if whole > rounding else 0.0,
         )
 
     def _moments(self, centred: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from isthmus.errors import DataError, InputError
 from isthmus.features import explained, feed, placed
 from isthmus.program import Batch, Inputs, Program, home, logits_of
+from isthmus.program.outputs import IGNORED, check_classes
 from isthmus.statistics.gathered import Gathered
 from isthmus.statistics.gradients import Vectors, fitting, pieces, squared_gradients
 from isthmus.statistics.likelihoods import LIKELIHOODS, Likelihood, Loss
@@ -23,9 +24,6 @@ Variant = Literal["exact", "sampled", "empirical"]
 
 #: What is one observation: an example with all of its positions, or each position.
 Per = Literal["example", "token"]
-
-#: Targets that are no observation, as torch's cross-entropy has them.
-IGNORED = -100
 
 #: What `vmap` says where an operation cannot be vectorised; also what a program says that does not fit its data,
 #: and then the loop says it again.
@@ -241,6 +239,8 @@ def _labels(
                 [f"outputs {tuple(outputs.shape)}, classes along {axis}", f"targets {tuple(targets.shape)}"],
                 hint="one class number per position; axis= says where the classes are",
             )
+        if fits and variant == "empirical":
+            check_classes(targets, moved.shape[-1])
         if fits:
             labels["kept"] = targets.reshape(shape) != IGNORED
     if variant == "empirical":

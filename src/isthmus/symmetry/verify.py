@@ -110,7 +110,19 @@ def verify(
     generator = torch.Generator().manual_seed(seed)
     redrawn = redraw(graph, program, weights, batch, generator)
     run = _Outputs(program, batch)
-    reference = run(redrawn)
+    try:
+        reference = run(redrawn)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise VerificationError(
+            f"the program cannot be run in float64 on inputs as in the example: {said[0]}",
+            [
+                f"an input is {tuple(value.shape)} {value.dtype}"
+                for value in pytree.tree_leaves((batch.args, batch.kwargs))
+                if isinstance(value, Tensor)
+            ],
+            hint="check the example's shape and dtype (--shape, --tokens)",
+        ) from error
     if not reference:
         return Verification(math.nan, note="the model returns no floating-point tensor to compare")
     drawn = random_element(graph, generator)

@@ -11,6 +11,9 @@ from torch import Tensor
 from isthmus.errors import MismatchError, WeightsError
 from isthmus.weights.dense import raw
 
+#: Tensors that an error names of one kind; the others it counts.
+_NAMED = 6
+
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """What a set of weights is, in 64 hexadecimal digits: the same for any file, order or strides.
@@ -39,9 +42,16 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
         name: what to call the set in the error.
 
     Raises:
-        WeightsError: some are not finite; all such tensors are listed, with counts.
+        WeightsError: some are not finite, all such tensors are listed, with counts; or they are on the meta device.
     """
     wrong: list[str] = []
+    if empty := [key for key, tensor in tensors.items() if tensor.is_meta]:
+        raise WeightsError(
+            f"{name} has no weights: {len(empty)} of {len(tensors)} tensors are on the meta device",
+            empty[:5],
+            hint="load its checkpoint first (model.to_empty(device='cpu'), load_state_dict); shapes alone serve "
+            "for isthmus.trace",
+        )
     for key, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
@@ -67,23 +77,49 @@ def check_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[st
         names: what to call `a` and `b` in the error.
 
     Raises:
-        MismatchError: every missing, unexpected and misshapen tensor, all at once.
+        MismatchError: there are missing, unexpected or misshapen tensors. Of each kind all are counted and the first
+            six are named.
     """
     missing = [key for key in a if key not in b]
     unexpected = [key for key in b if key not in a]
     misshapen = [key for key in a if key in b and a[key].shape != b[key].shape]
     if not (missing or unexpected or misshapen):
         return
-    rows = [
-        *((key, f"only in {names[0]}") for key in missing),
-        *((key, f"only in {names[1]}") for key in unexpected),
-        *((k, f"{names[0]} {tuple(a[k].shape)}    {names[1]} {tuple(b[k].shape)}") for k in misshapen),
-    ]
-    width = max(len(key) for key, _ in rows)
+    told = {
+        **dict.fromkeys(missing, f"only in {names[0]}"),
+        **dict.fromkeys(unexpected, f"only in {names[1]}"),
+        **{k: f"{names[0]} {tuple(a[k].shape)}    {names[1]} {tuple(b[k].shape)}" for k in misshapen},
+    }
+    kinds = (missing, unexpected, misshapen)
+    width = max(len(key) for keys in kinds for key in keys[:_NAMED])
+    where: list[str] = []
+    for keys in kinds:
+        where += [f"{key:{width}}    {told[key]}" for key in keys[:_NAMED]]
+        where += [f"and {len(keys) - _NAMED} more"] if len(keys) > _NAMED else []
     raise MismatchError(
-        f"{names[0]} and {names[1]} do not fit: {len(rows)} of {len(a) + len(unexpected)} tensors differ",
-        [f"{key:{width}}    {what}" for key, what in rows],
-        hint=_reason(missing, unexpected, names),
+        f"{names[0]} and {names[1]} do not fit: {len(told)} of {len(a) + len(unexpected)} tensors differ",
+        where,
+        hint=_twice(missing, unexpected, misshapen, a, b) or _reason(missing, unexpected, names),
+    )
+
+
+def _twice(
+    missing: list[str],
+    unexpected: list[str],
+    misshapen: list[str],
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+) -> str | None:
+    """What to say where all that one side has beyond the other may be one of its matrices, stored once more."""
+    extra, tensors = (missing, a) if missing else (unexpected, b)
+    if misshapen or len(missing) + len(unexpected) != 1 or (shape := tensors[extra[0]].shape).numel() == 0:
+        return None
+    twins = [key for key, tensor in tensors.items() if tensor.shape == shape and key != extra[0]]
+    if len(shape) != 2 or len(twins) != 1:
+        return None
+    return (
+        f"if {extra[0]} is the head, and elsewhere tied to {twins[0]}: a recipe (isthmus merge RECIPE.yml) takes "
+        "the embedding for a head that is not stored; or store it in both"
     )
 
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from isthmus.errors import DataError, InputError
 from isthmus.features import explained, feed
 from isthmus.program import Batch, Program, home, logits_of
+from isthmus.program.outputs import check_classes
 
 aten = torch.ops.aten
 
@@ -109,6 +110,7 @@ def _cross_entropy(output: object, batch: Batch) -> Tensor:
     assert targets is not None
     if targets.shape == logits.shape[:-1]:
         logits, targets = logits.flatten(0, -2), targets.flatten()
+        check_classes(targets, logits.shape[-1])
     return torch.nn.functional.cross_entropy(logits, targets.long())
 
 
