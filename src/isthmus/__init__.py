@@ -6,12 +6,14 @@
     repair   merge(..., repair=...)           activations get their statistics back
     measure  score, barrier, vanishing, ...   what it cost and where it broke
 
-Importing isthmus imports nothing else: each name is loaded when it is first used.
+Importing isthmus imports nothing else: each name is loaded when it is first used, and so is each room whose name is
+no verb (`isthmus.weights.load`).
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -128,6 +130,8 @@ __all__ = ["__version__", *_WHERE]  # noqa: PLE0604  # pyright: ignore[reportUns
 def __getattr__(name: str) -> object:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"isthmus.{name}") is not None:
+        return importlib.import_module(f"isthmus.{name}")
     raise AttributeError(f"module 'isthmus' has no attribute {name!r}")
 
 

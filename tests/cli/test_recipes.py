@@ -83,7 +83,7 @@ def test_merge_by_recipe_and_again_from_the_result(folder: Path):
     shown = run("merge", "recipe.yml", "--out", "out", "--threads", "1", "--shard-size", "100", cwd=folder)
     assert shown.returncode == 0, shown.stderr
     assert "out: 3 tensors" in shown.stdout and "checked: 3 tensors, 224 bytes, as planned" in shown.stdout
-    assert "task_arithmetic of 3 models" in shown.stderr
+    assert "task_arithmetic of 3 models" in shown.stderr and "on 1 thread, " in shown.stderr
     merged = {}
     for file in (folder / "out").glob("*.safetensors"):
         merged |= load_file(file)

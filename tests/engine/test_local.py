@@ -421,6 +421,33 @@ def test_a_result_that_overflows_is_named(tmp_path: Path, largest: float, dtype:
     torch.testing.assert_close(merged, torch.full((4,), largest, dtype=torch.float32).to(merged.dtype) * 2)
 
 
+@pytest.mark.parametrize("rule", ["linear", "ties", COPY])
+@pytest.mark.parametrize("cast", [torch.float16, None], ids=["source", "output"])
+def test_a_file_is_not_blamed_for_a_cast_that_overflows(rule: str, cast: torch.dtype | None, tmp_path: Path):
+    if rule != COPY and cast is None:
+        pytest.skip("what a rule makes is another matter")
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("large", "small")]
+    weights.save({"w": torch.tensor([1.0, -7e4, 2.0])}, paths[0])
+    weights.save({"w": torch.ones(3)}, paths[1])
+    sources = tuple(Source(i, "w", dtype=cast) for i in ((0,) if rule == COPY else (0, 1)))
+    base = Source(1, "w", dtype=cast) if rule == "ties" else None
+    job = Job("w", (3,), torch.float16, sources, base, rule)
+    with pytest.raises(
+        WeightsError, match=r"large\.safetensors holds numbers of w that float16 cannot"
+    ) as caught:
+        run(Work(tuple(paths), (job,), str(tmp_path / "out")))
+    assert caught.value.where == ("1 of the 3 from element 0 on, up to 7e+04",)
+    assert caught.value.hint is not None and "choose a wider dtype, bfloat16 or float32" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_infinities_that_are_meant_are_copied_into_any_dtype(tmp_path: Path):
+    weights.save({"mask": torch.tensor([0.0, -torch.inf])}, tmp_path / "a.safetensors")
+    job = Job("mask", (2,), torch.float16, (Source(0, "mask"),))
+    run(Work((str(tmp_path / "a.safetensors"),), (job,), str(tmp_path / "out")))
+    assert weights.load(tmp_path / "out")["mask"].tolist() == [0.0, -torch.inf]
+
+
 def test_progress_tells_the_tensor_and_the_memory(
     work_of: MakeWork, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -9,7 +9,7 @@ from torch import Tensor
 from isthmus import weights
 from isthmus.engine import Adapter, Job, Source, Work, digest, run, size
 from isthmus.engine.sources import reader
-from isthmus.errors import InputError, MismatchError
+from isthmus.errors import InputError, MismatchError, WeightsError
 
 A = torch.arange(12.0).view(4, 3)
 B = 100 + torch.arange(15.0).view(5, 3)
@@ -73,6 +73,13 @@ def test_a_weight_stored_the_other_way_round_is_adapted():
 def test_what_does_not_fit_is_said(source: Source, message: str):
     with pytest.raises(MismatchError, match=message):
         reader(source, FILES)
+
+
+def test_an_adapter_that_is_not_finite_is_named_and_not_the_model():
+    files = [{"w": A}, {"up": UP * torch.nan, "down": DOWN}]
+    with pytest.raises(WeightsError, match="not finite") as caught:
+        reader(Source(0, "w", adapters=(Adapter(1, "up", "down", 1.0),)), files)
+    assert caught.value.where == ("up",)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

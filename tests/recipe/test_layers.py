@@ -2,7 +2,7 @@
 
 import pytest
 
-from isthmus.recipe.parents.layers import counts, layout, natural
+from isthmus.recipe.parents.layers import counted, counts, layout, natural
 
 
 def test_natural_order():
@@ -52,3 +52,39 @@ def test_numbered_things_that_are_no_layers():
 def test_counts_of_a_configuration():
     config = {"n_layer": 3, "text_config": {"num_hidden_layers": 5}, "vocab_size": 7, "num_layers": True}
     assert counts(config) == {("n_layer",): 3, ("text_config", "num_hidden_layers"): 5}
+
+
+HIDDEN, ENCODER, DECODER = ("num_hidden_layers",), ("encoder_layers",), ("decoder_layers",)
+TEXT, VISION = ("text_config", "num_hidden_layers"), ("vision_config", "num_hidden_layers")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "stacks", "expected"),
+    [
+        ([HIDDEN], {"model.layers": 7}, {HIDDEN: "model.layers"}),  # whatever it says
+        ([HIDDEN, ("n_layer",)], {"h": 6}, {HIDDEN: "h", ("n_layer",): "h"}),
+        ([HIDDEN, ENCODER, DECODER], {"model.encoder.layers": 6, "model.decoder.layers": 6},
+         {HIDDEN: "model.encoder.layers", ENCODER: "model.encoder.layers", DECODER: "model.decoder.layers"}),
+        ([("num_layers",), ("num_decoder_layers",)], {"encoder.block": 6, "decoder.block": 6},
+         {("num_layers",): "encoder.block", ("num_decoder_layers",): "decoder.block"}),
+        ([("encoder", "depth"), ("decoder", "depth")], {"encoder.encoder.layer": 6, "decoder.bert.encoder.layer": 6},
+         {("encoder", "depth"): "encoder.encoder.layer", ("decoder", "depth"): "decoder.bert.encoder.layer"}),
+        ([TEXT, VISION], {"text_model.encoder.layers": 6, "vision_model.encoder.layers": 6},
+         {TEXT: "text_model.encoder.layers", VISION: "vision_model.encoder.layers"}),
+        ([HIDDEN, ("vision_config", "depth")], {"model.layers": 6, "visual.blocks": 6},
+         {HIDDEN: "model.layers", ("vision_config", "depth"): "visual.blocks"}),
+        ([TEXT, VISION], {"model.layers": 6}, {TEXT: "model.layers"}),  # a language model whose images are left out
+        ([HIDDEN], {"left": 6, "right": 6}, {}),
+        ([HIDDEN], {"left": 5, "right": 7}, {}),
+    ],
+)  # fmt: skip
+def test_which_layers_a_number_counts(
+    numbers: list[tuple[str, ...]], stacks: dict[str, int], expected: dict[tuple[str, ...], str]
+):
+    config: dict[str, object] = {}
+    for *path, key in numbers:
+        part = config
+        for step in path:
+            part = part.setdefault(step, {})
+        part[key] = 6
+    assert counted(config, stacks) == expected

@@ -132,3 +132,19 @@ def test_a_folder_that_is_no_adapter(recipe: Make, tmp_path: Path):
     (tmp_path / "lora").mkdir()
     with pytest.raises(InputError, match=r"is no LoRA adapter: it has no adapter_config\.json"):
         isthmus.plan(recipe("models: [{model: base+lora}]\nmerge_method: passthrough\n"))
+
+
+def test_an_adapter_is_no_model(recipe: Make, tmp_path: Path):
+    a, b = torch.randn(2, 8), torch.randn(8, 2)
+    given = {f"{Q}.lora_A.weight": a, f"{Q}.lora_B.weight": b}
+    for name, settings, model in (
+        ("lora", {"base_model_name_or_path": "base"}, "base"),
+        ("bare", {}, "MODEL"),
+    ):
+        folder = tmp_path / name
+        adapter(folder, given, **settings)
+        with pytest.raises(InputError) as raised:
+            isthmus.plan(recipe(f"models: [{{model: a}}, {{model: {folder}}}]\nmerge_method: linear\n"))
+        said = raised.value.render()
+        assert f"{folder} is an adapter, and no model by itself" in said and "missing" not in said
+        assert f"hint: write it behind the model that it was trained on: {model}+{folder}" in said

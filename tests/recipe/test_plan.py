@@ -218,9 +218,9 @@ parameters: {t: 0.5}
 
 def test_parameters_that_a_method_does_not_read_are_named(recipe: Make):
     text = "models: [{model: a, parameters: {weight: 1, density: 0.5}}]\nmerge_method: linear\n"
-    assert "linear does not read density" in isthmus.plan(recipe(text)).notes
+    assert "linear does not read density (line 1)" in isthmus.plan(recipe(text)).notes
     ours = text.replace("linear", "average")
-    assert "average does not read density" in isthmus.plan(recipe(ours)).notes
+    assert "average does not read density (line 1)" in isthmus.plan(recipe(ours)).notes
 
 
 def test_a_rule_of_our_own_is_planned_too(recipe: Make):

@@ -169,6 +169,9 @@ def test_a_wrong_slice_hides_no_other():
          ["4: isthmus.blocks[0].parameters is missing",
           "4: isthmus.blocks[1].layers: 3 is no range of layers: write [first, end), for example [0, 16]",
           "4: unknown parameter 'weihgt', did you mean 'weight'?"]),
+        (GOOD + "tokenizer: {tokens: {x: {source: {kind: zeros}}, y: {source: {kind: [3]}}}}",
+         ["4: tokenizer.tokens.x.source: no kind of row is called 'zeros', did you mean 'zero'?",
+          "4: tokenizer.tokens.y.source: no kind of row is called [3]; there are: model_token, zero"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_not_said_to_be_missing(text: str, expected: list[str]):
@@ -200,3 +203,13 @@ def test_a_key_that_is_near_by_chance_is_told_once():
     assert problems(
         "mode: fast\n" + GOOD.replace("models:", "modules: {all: {models:").replace("]", "]}}", 1)
     ) == ["1: unknown key 'mode', did you mean 'models'?"]
+
+
+@pytest.mark.parametrize("name", ["fisher", "reg-mean", "reg_mean"])
+def test_a_rule_that_takes_statistics_is_told_apart_from_one_that_is_not_there(name: str):
+    found = examine(GOOD.replace("merge_method: linear", f"merge_method: {name}"), "r.yml")[1]
+    (said,) = [what for _, what in found.found if "weight" not in what]
+    name = name.replace("_", "-")
+    assert said == f"{name} takes statistics that are measured on each model, and no recipe names any"
+    assert f"isthmus merge a b --arch ... --method {name}, with --data or --statistics" in found.hints[0]
+    assert f"isthmus.merge([a, b], method='{name}', statistics=...)" in found.hints[0]

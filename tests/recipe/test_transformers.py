@@ -21,11 +21,11 @@ def llama(layers: int = 3, *, tied: bool = False) -> tuple[type, object]:
     return LlamaForCausalLM, config
 
 
-def gpt2() -> tuple[type, object]:
+def gpt2(layers: int = 2) -> tuple[type, object]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=48, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2
+        vocab_size=48, n_embd=16, n_layer=layers, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2
     )
     return GPT2LMHeadModel, config
 
@@ -85,6 +85,94 @@ merge_method: passthrough
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert loaded.config.num_hidden_layers == 4
     assert torch.isfinite(logits(loaded)).all()
+
+
+@pytest.mark.parametrize("kind", [llama, gpt2], ids=["num_hidden_layers", "n_layer"])
+@pytest.mark.parametrize(
+    ("slices", "merged", "layers"),
+    [
+        ((("x", 0, 2), ("y", 3, 5)), "passthrough", ["x0", "x1", "y3", "y4"]),
+        ((("y", 0, 3), ("x", 0, 2)), "passthrough", ["y0", "y1", "y2", "x0", "x1"]),
+        ((("x", 1, 2), ("y", 4, 5)), "passthrough", ["x1", "y4"]),
+        ((("y", 0, 1), ("y", 4, 5), ("x", 1, 2)), "passthrough", ["y0", "y4", "x1"]),
+        ((("x", 0, 1, "y", 4),), "linear", ["x0y4"]),
+        ((("y", 1, 3, "x", 0),), "linear", ["y1x0", "y2x1"]),
+    ],
+)
+def test_models_of_several_depths_make_one_that_loads_in_full(
+    kind: Callable[[int], tuple[type, object]],
+    slices: tuple[tuple[str | int, ...], ...],
+    merged: str,
+    layers: list[str],
+    recipe: Make,
+    tmp_path: Path,
+):
+    states = {
+        name: made(kind(depth), tmp_path / name, depth).state_dict() for name, depth in (("x", 2), ("y", 5))
+    }
+    lines: list[str] = []
+    for name, first, end, *more in slices:
+        sources = [f"{{model: {tmp_path}/{name}, layer_range: [{first}, {end}]}}"]
+        if more:
+            other, start = more
+            sources.append(f"{{model: {tmp_path}/{other}, layer_range: [{start}, {start + end - first}]}}")
+        lines.append(f"  - sources: [{', '.join(sources)}]")
+    text = "\n".join(["slices:", *lines, f"merge_method: {merged}"])
+    plan = isthmus.plan(recipe(text + ("\nparameters: {weight: 0.5}\n" if merged == "linear" else "\n")))
+    plan.run(tmp_path / "out")
+    loaded, report = kind(1)[0].from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert loaded.config.num_hidden_layers == len(layers)
+
+    state = loaded.state_dict()
+    prefix = "model.layers" if kind is llama else "transformer.h"
+    for number, told in enumerate(layers):
+        origins = [(told[i], told[i + 1]) for i in range(0, len(told), 2)]
+        for name in [n for n in state if n.startswith(f"{prefix}.{number}.")]:
+            member = name.removeprefix(f"{prefix}.{number}.")
+            expected = sum(states[model][f"{prefix}.{layer}.{member}"] for model, layer in origins) / len(
+                origins
+            )
+            torch.testing.assert_close(state[name], expected)
+
+
+def test_layers_of_an_encoder_are_not_those_of_its_decoder(recipe: Make, tmp_path: Path):
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=48, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32,
+    )  # fmt: skip
+    made((BartForConditionalGeneration, config), tmp_path / "x", 0)
+    for part, depths in (("encoder", (3, 2)), ("decoder", (2, 3))):
+        sources = [f"  - sources: [{{model: {tmp_path}/x, layer_range: [{r}]}}]" for r in ("0, 2", "1, 2")]
+        text = "\n".join(["merge_method: passthrough", "modules:", f" {part}:", "  slices:", *sources, ""])
+        isthmus.plan(recipe(text)).run(tmp_path / part)
+        loaded, report = BartForConditionalGeneration.from_pretrained(
+            tmp_path / part, output_loading_info=True
+        )
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert (loaded.config.encoder_layers, loaded.config.decoder_layers) == depths
+
+
+def test_the_kind_of_each_layer_is_that_of_its_model(recipe: Make, tmp_path: Path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    whole, window = "full_attention", "sliding_attention"
+    for name, kinds in (("x", [whole, window]), ("y", [window, whole, whole, window, whole])):
+        config = Qwen2Config(
+            **SMALL, num_hidden_layers=len(kinds), num_key_value_heads=1, layer_types=kinds, sliding_window=4
+        )
+        made((Qwen2ForCausalLM, config), tmp_path / name, 0)
+    text = f"""
+slices:
+  - sources: [{{model: {tmp_path}/x, layer_range: [0, 2]}}]
+  - sources: [{{model: {tmp_path}/y, layer_range: [3, 5]}}]
+merge_method: passthrough
+"""
+    isthmus.plan(recipe(text)).run(tmp_path / "out")
+    loaded = Qwen2ForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.layer_types == [whole, window, window, whole]
 
 
 def test_one_of_two_has_a_head_of_its_own(recipe: Make, tmp_path: Path):

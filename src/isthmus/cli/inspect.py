@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="PATH", help="A folder, a safetensors file or an index.")],
+    model: Annotated[Path, typer.Argument(metavar="PATH", help="A folder, a file of weights or an index.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, tensors included.")] = False,
 ) -> None:

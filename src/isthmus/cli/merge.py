@@ -288,7 +288,7 @@ def _merge_by_recipe(
         raise InputError("where the merged model shall be is not known", hint="--out FOLDER")
     size = _size("--shard-size", shard_size)
     memory = _size("--max-memory", max_memory)
-    output.say(str(plan))
+    output.say(str(plan.within(max_memory=memory, threads=threads)))
     done = plan.run(out, max_memory=memory, threads=threads, shard_size=size, engine=engine, address=address)
     typer.echo(json.dumps(done.as_dict(), indent=1, ensure_ascii=False) if as_json else str(done))
 

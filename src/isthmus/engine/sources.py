@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.engine.jobs import Adapter, Source
 from isthmus.engine.reordered import Reordered, reordered
-from isthmus.errors import MismatchError
+from isthmus.errors import MismatchError, WeightsError
 from isthmus.weights import Stored, stored
 
 
@@ -24,6 +24,7 @@ def reader(source: Source, checkpoints: Sequence[Mapping[str, Tensor]]) -> Store
 
     Raises:
         MismatchError: there is no such tensor, or its shape does not fit its rows or adapters.
+        WeightsError: an adapter holds numbers that are not finite.
     """
     lies: Stored | Reordered = _find(checkpoints, source.checkpoint, source.name)
     if source.orders:
@@ -74,6 +75,11 @@ class Changed:
     @property
     def file(self) -> str:
         return self.lies.file
+
+    @property
+    def uncast(self) -> Changed:
+        """The same without the conversion at its end."""
+        return replace(self, source=replace(self.source, dtype=None))
 
     def elements(self, start: int, stop: int) -> Tensor:
         if self.source.rows is None and not self.low_rank:
@@ -153,6 +159,9 @@ def _low_rank(
     found = [_find(checkpoints, adapter.checkpoint, part) for part in (adapter.up, adapter.down)]
     wide = _wide(lies.dtype)
     up, down = (part.elements(0, math.prod(part.shape)).view(part.shape).to(wide) for part in found)
+    wrong = [part for part, held in ((adapter.up, up), (adapter.down, down)) if not held.isfinite().all()]
+    if wrong:
+        raise WeightsError(f"{found[0].file} holds numbers that are not finite", wrong)
     if adapter.transposed:
         up, down = down.T.contiguous(), up.T.contiguous()
     if (

@@ -15,7 +15,7 @@ from isthmus.combine import BLOCK, Block, BlockRule, Place, blockwise, places
 from isthmus.combine.blocks import row_length
 from isthmus.engine.jobs import COPY, Job
 from isthmus.engine.pool import Pool
-from isthmus.engine.sources import reader
+from isthmus.engine.sources import Changed, reader
 from isthmus.errors import IsthmusError, WeightsError
 from isthmus.weights import ShardFile, Stored, checksum
 
@@ -68,6 +68,7 @@ class Stream:
     Raises:
         InputError: the rule, its options or weights are wrong.
         MismatchError: a source is not there, or its rows do not fit.
+        WeightsError: an adapter holds numbers that are not finite.
     """
 
     def __init__(self, job: Job, checkpoints: Sequence[Mapping[str, Tensor]], rule: BlockRule | None = None):
@@ -163,22 +164,46 @@ class Stream:
         for run in self.runs:
             first, last = run[0].start, run[-1].stop
             for source in self.inputs:
-                found = source.elements(first, last) if math.prod(source.shape) >= last else _all_of(source)
+                count = math.prod(source.shape)
+                begin, end = (first, last) if count >= last else (0, count)
+                found = source.elements(begin, end)
                 if not finite(found):
+                    self._refuse_overflow(source, begin, found)
                     count = int((~_plain(found).isfinite()).sum())
                     raise WeightsError(
                         f"{source.file} holds numbers that are not finite",
-                        [f"{self.job.name}    {count} of the {found.numel()} from element {first} on"],
+                        [f"{self.job.name}    {count} of the {found.numel()} from element {begin} on"],
                         hint=_DIVERGED,
                     )
                 source.drop(first, last)
+
+    def _refuse_overflow(self, source: Stored, start: int, cast: Tensor) -> None:
+        """Look at what elements were before they were cast.
+
+        Raises:
+            WeightsError: some were finite, and are no longer.
+        """
+        whole = source.uncast if isinstance(source, Changed) else source
+        before = _plain(whole.elements(start, start + cast.numel()))
+        lost = before.isfinite() & ~_plain(cast).isfinite()
+        if not lost.any():
+            return
+        dtype, largest = str(cast.dtype).removeprefix("torch."), float(before[lost].abs().max())
+        raise WeightsError(
+            f"{source.file} holds numbers of {self.job.name} that {dtype} cannot hold",
+            [f"{int(lost.sum())} of the {cast.numel()} from element {start} on, up to {largest:.3g}"],
+            hint=f"the file is sound, and the cast to {dtype} overflows: choose a wider dtype, {_wider(cast.dtype)}",
+        )
 
     def write(self, run: Sequence[Place]) -> None:
         """Some blocks of the writing pass."""
         rule, first, last = self.rule, run[0].start, run[-1].stop
         if rule is None:
-            result = self.sources[0].elements(first, last)
-            self._put(first, result if result.dtype == self.job.dtype else result.to(self.job.dtype))
+            source = self.sources[0]
+            result = source.elements(first, last).to(self.job.dtype)
+            if (isinstance(source, Changed) or source.dtype != self.job.dtype) and not finite(result):
+                self._refuse_overflow(source, first, result)
+            self._put(first, result)
         elif last - first <= _RUN:
             out = self._buffer(last - first)
             for block in self._blocks(rule, run, check=not rule.shows):
@@ -254,11 +279,9 @@ class Stream:
         """What to say of a result that is not finite when the sources are."""
         self.refuse_what_is_not_finite()
         dtype = str(self.job.dtype).removeprefix("torch.")
-        far = torch.finfo(self.job.dtype).max >= torch.finfo(torch.bfloat16).max
-        wider = "float64" if far else "bfloat16 or float32"
         return WeightsError(
             f"{self.job.rule} makes numbers of {self.job.name} that {dtype} cannot hold",
-            hint=f"choose a wider dtype for the output, {wider}; or other weights",
+            hint=f"choose a wider dtype for the output, {_wider(self.job.dtype)}; or other weights",
         )
 
     def spare(self) -> None:
@@ -323,6 +346,12 @@ def finite(tensor: Tensor) -> bool:
     values = _plain(tensor)
     # A sum is finite only if all its terms are; the converse may fail, and then each is looked at.
     return math.isfinite(float(values.sum())) or bool(values.isfinite().all())
+
+
+def _wider(dtype: torch.dtype) -> str:
+    """Dtypes that hold larger numbers."""
+    far = torch.finfo(dtype).max >= torch.finfo(torch.bfloat16).max
+    return "float64" if far else "bfloat16 or float32"
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from isthmus.errors import InputError, MismatchError
 from isthmus.recipe.inspection.inspecting import recorded
-from isthmus.recipe.parents import headers
 from isthmus.recipe.parents.content import content_hash
+from isthmus.recipe.parents.opening import headers_of
 from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.plan import Plan, plan_text
 
@@ -30,11 +30,11 @@ def plan_again(path: Path, parents: Path | None = None) -> Plan:
         InputError: the model tells of no recipe, or the recipe does not fit what is there or what is told of parents.
         MismatchError: a parent is not the one that was recorded.
     """
-    told = recorded(headers.read(path))
-    if told is None:
+    told = recorded(headers_of(path))
+    if told is None or told.call is not None:
+        what = "and tells of no recipe that made it" if told is None else "and a call made it, not a recipe"
         raise InputError(
-            f"{path} is one model, and tells of no recipe that made it",
-            hint="name two or more models to merge, or a recipe (.yml)",
+            f"{path} is one model, {what}", hint="name two or more models to merge, or a recipe (.yml)"
         )
     folder = parents or (path.parent if path.is_file() else path.resolve().parent)
     if not folder.is_dir():

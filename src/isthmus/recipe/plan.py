@@ -55,6 +55,22 @@ class Plan(Planned):
         """Seconds that the merge should take, to about a factor of two."""
         return costs.seconds(self)
 
+    def within(self, *, max_memory: int | None = None, threads: int | None = None) -> Plan:
+        """The same plan with other limits than the recipe's, so that it says what it takes with these.
+
+        Args:
+            max_memory: private memory in bytes; None is the recipe's.
+            threads: how many; None is the recipe's.
+        """
+        given = {"memory": max_memory, "threads": threads}
+        ours = self.recipe.isthmus
+        limits = ours.limits.model_copy(update={k: v for k, v in given.items() if v is not None})
+        recipe = self.recipe.model_copy(update={"isthmus": ours.model_copy(update={"limits": limits})})
+        before = costs.told(self)
+        notes = tuple(note for note in self.notes if note not in before)
+        plan = dataclasses.replace(self, recipe=recipe, notes=notes)
+        return dataclasses.replace(plan, notes=(*notes, *costs.told(plan)))
+
     def run(
         self,
         out: str | os.PathLike[str],
@@ -176,8 +192,7 @@ def plan_text(text: str, name: str, path: Path, roots: tuple[Path, ...], inside:
     if (said := costs.over(plan, recipe.isthmus.limits.memory)) is not None:
         problems.add(_LIMIT, said, costs.STREAMED)
         problems.check()
-    told = [said for said in (costs.tight(plan), costs.faster(plan)) if said is not None]
-    return dataclasses.replace(plan, notes=(*plan.notes, *told))
+    return dataclasses.replace(plan, notes=(*plan.notes, *costs.told(plan)))
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ class GgufFile(Mapping[str, Tensor]):
         found = {tensor.name: tensor for tensor in tensors}
         self._tensors = {name: InGguf(str(path), found[name], gguf) for name in sorted(found)}
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What ggml calls the numbers of each tensor, `Q4_K`; what torch has not is read as float32."""
+        return {name: tensor.tensor.tensor_type.name for name, tensor in self._tensors.items()}
+
     def stored(self, name: str) -> Stored:
         """A tensor as it lies in the file."""
         return self._tensors[name]

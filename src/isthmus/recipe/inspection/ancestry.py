@@ -8,10 +8,10 @@ from pathlib import Path
 
 from isthmus import progress
 from isthmus.errors import IsthmusError
-from isthmus.recipe.inspection.inspecting import recorded
+from isthmus.recipe.inspection.inspecting import Recorded, recorded
 from isthmus.recipe.language.text import parse
-from isthmus.recipe.parents import headers
 from isthmus.recipe.parents.content import content_hash
+from isthmus.recipe.parents.opening import headers_of
 
 # A merge of a merge of a merge ...: what is deeper is an attack.
 _DEEPEST = 50
@@ -79,7 +79,7 @@ def _look(
     path: Path, known: Ancestor, folder: Path, depth: int, met: dict[tuple[Path, str], str]
 ) -> Ancestor:
     """What a model tells of its parents; `met` is what was doubted of each that was looked into before."""
-    told = recorded(headers.read(path))
+    told = recorded(headers_of(path))
     if told is None or depth >= _DEEPEST:
         return known
     grown: list[Ancestor] = []
@@ -103,7 +103,7 @@ def _look(
             except IsthmusError:
                 pass  # something else of that name: the model is then not here
         grown.append(parent)
-    return dataclasses.replace(known, method=_method(told.recipe), parents=tuple(grown))
+    return dataclasses.replace(known, method=_method(told), parents=tuple(grown))
 
 
 def _doubt(path: Path, told: str) -> str:
@@ -112,7 +112,7 @@ def _doubt(path: Path, told: str) -> str:
     Raises:
         WeightsError: there is no model at `path`.
     """
-    files = headers.read(path).files
+    files = headers_of(path).files
     before = told.partition(" + ")[0]  # the hash of an adapter may follow
     if not before:
         return "no content is recorded, and one of that name is here"
@@ -120,9 +120,11 @@ def _doubt(path: Path, told: str) -> str:
         return "" if content_hash(files, advance, before) == before else "another of that name is here"
 
 
-def _method(recipe: str) -> str:
+def _method(told: Recorded) -> str:
+    if told.call is not None:
+        return str(told.call.get("method", "?"))
     try:
-        data, _ = parse(recipe, "recipe")
+        data, _ = parse(told.recipe, "recipe")
     except IsthmusError:
         return "?"
     return str(data.get("merge_method", "?")) if isinstance(data, dict) else "?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Distance:
     """Sums over some elements of two models, from which all else follows.
 
     Args:
-        count: of elements.
+        count: of elements; a complex one is two.
         a: sum of squares of the first.
         b: sum of squares of the second.
         product: sum of products.
@@ -68,18 +68,45 @@ class Distance:
 
 
 @dataclass(frozen=True)
+class Equality:
+    """A tensor of integers or bools in both models: no distance says whether it is the same.
+
+    Args:
+        dtypes: in each of them.
+        count: of elements.
+        unequal: how many of them differ; all where the dtypes do.
+    """
+
+    dtypes: tuple[str, str]
+    count: int
+    unequal: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two are not the same."""
+        return self.unequal > 0 or self.dtypes[0] != self.dtypes[1]
+
+    def __str__(self) -> str:
+        if self.dtypes[0] != self.dtypes[1]:
+            return " and ".join(self.dtypes)
+        return f"{self.unequal} of {self.count} elements differ" if self.unequal else "equal"
+
+
+@dataclass(frozen=True)
 class Difference:
     """Two models side by side.
 
     Args:
         names: of the two, and of the base if there is one.
-        tensors: distances of what both have in one shape, by name.
+        tensors: distances of weights that both have in one shape, by name.
+        exact: what both have in one shape and is no weight in one of them at least.
         only: tensors that only one has, by model.
         reshaped: tensors of two shapes.
     """
 
     names: tuple[str, ...]
     tensors: Mapping[str, Distance]
+    exact: Mapping[str, Equality] = field(default_factory=dict[str, Equality])
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(
         default_factory=dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -108,18 +135,25 @@ class Difference:
         """
         rows = dict(self.tensors) if tensors else self.blocks
         rows = {name: rows[name] for name in sorted(rows, key=natural)} | {"all": self.whole}
-        width = max(len(name) for name in rows)
+        exact = sorted(self.exact, key=natural)
+        width = max(len(name) for name in (*rows, *(exact if tensors else ())))
         what = "task vectors" if len(self.names) == 3 else "weights"
         lines = [
             f"{what} of {self.names[0]} and {self.names[1]}"
             + (f", from {self.names[2]}" if self.names[2:] else "")
         ]
         for model, names in self.only.items():
-            lines.append(
-                f"only in {model}: {len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            )
+            lines.append(f"only in {model}: {len(names)} tensors ({_few(names)})")
         for name, (one, other) in self.reshaped.items():
             lines.append(f"shapes differ: {name}  {one}  {other}")
+        if exact:
+            differ = [name for name in exact if self.exact[name].differs]
+            told = f"{len(differ)} of {len(exact)} tensors differ" + (f" ({_few(differ)})" if differ else "")
+            lines.append(f"integers and bools: {told}")
+        if tensors:
+            lines += [f"{name:{width}}  {self.exact[name]}" for name in exact]
+        if not self.tensors:
+            return "\n".join(lines)
         lines.append(f"{'':{width}}  {'distance':>9}  {'cosine':>8}  {'signs':>7}")
         for name, row in rows.items():
             lines.append(f"{name:{width}}  {row.relative:9.3g}  {row.cosine:8.4f}  {100 * row.signs:6.1f}%")
@@ -138,6 +172,10 @@ class Difference:
             "all": one(self.whole),
             "blocks": {name: one(row) for name, row in self.blocks.items()},
             "tensors": {name: one(row) for name, row in self.tensors.items()},
+            "exact": {
+                name: {"dtypes": list(row.dtypes), "elements": row.count, "unequal": row.unequal}
+                for name, row in self.exact.items()
+            },
             "only": {model: list(names) for model, names in self.only.items()},
             "reshaped": {name: [list(a), list(b)] for name, (a, b) in self.reshaped.items()},
         }
@@ -145,6 +183,8 @@ class Difference:
 
 def difference(a: Path, b: Path, *, base: Path | None = None) -> Difference:
     """Compare two models, block by block of a few megabytes.
+
+    Weights are compared by distance, direction and signs; integers and bools, which have none, by equality.
 
     Args:
         a: a model.
@@ -160,49 +200,82 @@ def difference(a: Path, b: Path, *, base: Path | None = None) -> Difference:
     first, second = opened[0], opened[1]
     names = [path.name or str(path) for path in paths]
     common = [name for name in sorted(first, key=natural) if name in second]
-    shapes = {name: tuple(weights.stored(first, name).shape) for name in common}
-    reshaped = {
-        name: (shapes[name], other)
-        for name in common
-        if (other := tuple(weights.stored(second, name).shape)) != shapes[name]
-    }
-    alike = [n for n in common if n not in reshaped and weights.stored(first, n).dtype.is_floating_point]
-    if not alike:
+    if not common:
         raise MismatchError(f"{a} and {b} have no tensor in common")
+    pairs = {name: (weights.stored(first, name), weights.stored(second, name)) for name in common}
+    shapes = {name: tuple(one.shape) for name, (one, _) in pairs.items()}
+    reshaped = {
+        name: (shapes[name], tuple(other.shape))
+        for name, (_, other) in pairs.items()
+        if tuple(other.shape) != shapes[name]
+    }
+    alike = [name for name in common if name not in reshaped]
+    learned = [name for name in alike if all(_learned(one.dtype) for one in pairs[name])]
     if base is not None:
-        lacking = [
-            n for n in alike if n not in opened[2] or tuple(weights.stored(opened[2], n).shape) != shapes[n]
-        ]
+        third = opened[2]
+        lacking = [n for n in learned if n not in third or tuple(weights.stored(third, n).shape) != shapes[n]]
         if lacking:
             raise MismatchError(
                 f"{base} is not what {a} and {b} were trained from: it lacks tensors", lacking
             )
     found: dict[str, Distance] = {}
+    exact: dict[str, Equality] = {}
     total = sum(math.prod(shapes[name]) for name in alike)
     with progress.task("comparing", total=total, unit="elements") as advance:
         for name in alike:
-            found[name] = _distance(
-                [weights.stored(tensors, name) for tensors in opened], math.prod(shapes[name])
-            )
-            advance(found[name].count)
+            count = math.prod(shapes[name])
+            if name in learned:
+                found[name] = _distance([weights.stored(tensors, name) for tensors in opened], count)
+            else:
+                exact[name] = _equality(pairs[name], count)
+            advance(count)
     only = {
         names[0]: tuple(n for n in sorted(first, key=natural) if n not in second),
         names[1]: tuple(n for n in sorted(second, key=natural) if n not in first),
     }
-    return Difference(tuple(names), found, {k: v for k, v in only.items() if v}, reshaped)
+    return Difference(tuple(names), found, exact, {k: v for k, v in only.items() if v}, reshaped)
+
+
+def _learned(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _equality(pair: tuple[weights.Stored, weights.Stored], count: int) -> Equality:
+    dtypes = (str(pair[0].dtype).removeprefix("torch."), str(pair[1].dtype).removeprefix("torch."))
+    if dtypes[0] != dtypes[1]:
+        return Equality(dtypes, count, count)
+    unequal = 0
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        one, other = (tensor.elements(start, stop) for tensor in pair)
+        unequal += int((one != other).sum())
+        for tensor in pair:
+            tensor.drop(start, stop)
+    return Equality(dtypes, count, unequal)
 
 
 def _distance(stored: list[weights.Stored], count: int) -> Distance:
     total = Distance()
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        a, b, *base = (tensor.elements(start, stop).float() for tensor in stored)
+        a, b, *base = (_numbers(tensor.elements(start, stop)) for tensor in stored)
         if base:
             a, b = a - base[0], b - base[0]
         total += _measured(a, b)
         for tensor in stored:
             tensor.drop(start, stop)
     return total
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """Real numbers that torch can subtract, none rounded."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor).reshape(-1)
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _measured(a: Tensor, b: Tensor) -> Distance:

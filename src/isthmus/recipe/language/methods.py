@@ -26,6 +26,19 @@ def own_names() -> tuple[str, ...]:
     return tuple(name for name in COMBINATIONS.names() if terms_of(name).statistics != "needed")
 
 
+def barred(name: str) -> tuple[str, str] | None:
+    """Why no recipe can name a rule that there is, and what can; None where one can, or there is no such rule."""
+    from isthmus.combine import COMBINATIONS
+
+    if (name := name.replace("_", "-")) not in {*COMBINATIONS.names()} - {*own_names()}:
+        return None
+    ways = f"isthmus merge a b --arch ... --method {name}, with --data or --statistics"
+    return (
+        f"{name} takes statistics that are measured on each model, and no recipe names any",
+        f"{ways}; or isthmus.merge([a, b], method={name!r}, statistics=...); see isthmus methods {name}",
+    )
+
+
 def _own(name: str) -> Method | None:
     """A rule as a plan sees methods; None where there is none of that name."""
     from isthmus.combine import COMBINATIONS, options_of, terms_of

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from isthmus.recipe.language.dialect import METHODS, PARAMETERS
 from isthmus.recipe.language.layers import UNKNOWN_LAYERS
 from isthmus.recipe.language.mending import key, mended
-from isthmus.recipe.language.methods import method_of, own_names
+from isthmus.recipe.language.methods import barred, method_of, own_names
 from isthmus.recipe.language.parameters import Filtered, Preset
 from isthmus.recipe.language.recipe import Module, Recipe
 from isthmus.recipe.language.reference import UNKNOWN_MODEL
@@ -67,7 +67,8 @@ def _check(recipe: Recipe, problems: Problems) -> None:
     method = method_of(recipe.merge_method) if recipe.merge_method else None
     if recipe.merge_method and method is None:
         near = nearest(recipe.merge_method, {*METHODS, *own_names()})
-        problems.add(("merge_method",), f"no method is called {recipe.merge_method!r}{near}")
+        nowhere = f"no method is called {recipe.merge_method!r}{near}"
+        problems.add(("merge_method",), *(barred(recipe.merge_method) or (nowhere, None)))
     based = recipe.base_model is not None or ("base_model",) in problems.gone or _slices_have_base(recipe)
     if method is not None and method.base == "required" and not based:
         problems.add(("merge_method",), f"{method.name} needs a base_model, and there is none")

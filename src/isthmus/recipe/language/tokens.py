@@ -7,7 +7,8 @@ from typing import Annotated, Literal, cast
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from isthmus.recipe.language.reference import Model, Reference, read_reference
-from isthmus.recipe.language.strict import Strict
+from isthmus.recipe.language.strict import Strict, short
+from isthmus.recipe.language.text import nearest
 
 
 class ModelToken(Strict):
@@ -25,12 +26,22 @@ class Zero(Strict):
     kind: Literal["zero"]
 
 
+_KINDS = ("model_token", "zero")
+
+
 def _token_kind(value: object) -> str:
     if isinstance(value, ModelToken | Zero):
         return "#token" if isinstance(value, ModelToken) else "#parts"
     if isinstance(value, dict) and "kind" in value:
         return "#parts" if cast("dict[str, object]", value)["kind"] == "zero" else "#token"
     return "#model"
+
+
+def _known_kind(value: object) -> object:
+    kind = cast("dict[str, object]", value).get("kind", "zero") if isinstance(value, dict) else "zero"
+    if kind not in _KINDS:
+        raise ValueError(f"no kind of row is called {short(kind)}{nearest(str(kind), _KINDS)}")
+    return value
 
 
 class Token(Strict):
@@ -41,6 +52,7 @@ class Token(Strict):
         | Annotated[Zero, Tag("#parts")]
         | Annotated[Model, Tag("#model")],
         Discriminator(_token_kind),
+        BeforeValidator(_known_kind),
     ]
     force: bool = False
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 from isthmus.recipe.language.recipe import Recipe
+from isthmus.recipe.output.depth import follow_layers
 from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.rows.row import Rows
 from isthmus.recipe.tokens.names import HEADS
@@ -27,25 +28,25 @@ def unplaced(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def config_text(
-    recipe: Recipe, donor: Parent, vocabulary: Vocabulary | None, rows: Rows, notes: list[str]
+    recipe: Recipe,
+    donor: Parent,
+    parents: Mapping[str, Parent],
+    vocabulary: Vocabulary | None,
+    rows: Rows,
+    notes: list[str],
 ) -> str:
     """The text of the output's `config.json`.
 
     Args:
         recipe: as read.
         donor: whose configuration it comes from.
+        parents: by the recipe's own names.
         vocabulary: of the output, where rows of tokens are remade.
         rows: of the plan.
         notes: told what was changed.
     """
     config = unplaced(donor.config)
-    old = {path: _get(config, path) for path in rows.layers}
-    for path, count in rows.layers.items():
-        if old[path] != count:
-            _set(config, path, count)
-            notes.append(f"config.json: {'.'.join(path)} {old[path]} becomes {count}")
-        part = cast("dict[str, object]", _get(config, path[:-1]) if path[:-1] else config)
-        _per_layer(part, cast("int", old[path]), rows.origin or [], notes)
+    follow_layers(config, donor, parents, rows.rows, notes)
     text = (
         cast("dict[str, object]", config["text_config"])
         if isinstance(config.get("text_config"), dict)
@@ -73,32 +74,3 @@ def config_text(
         if "dtype" in text:
             text["dtype"] = dtype
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-
-
-def _per_layer(config: dict[str, object], count: int, origin: Sequence[int], notes: list[str]) -> None:
-    """Lists with one entry per layer (`layer_types`) follow their layers."""
-    for key, value in config.items():
-        if (
-            isinstance(value, list)
-            and len(cast("list[object]", value)) == count
-            and origin
-            and max(origin) < count
-        ):
-            items = cast("list[object]", value)
-            moved = [items[layer] for layer in origin]
-            if moved != items:
-                config[key] = moved
-                notes.append(f"config.json: {key}, a list over the layers, follows them")
-
-
-def _get(config: Mapping[str, object], path: Sequence[str]) -> object:
-    value: object = config
-    for key in path:
-        value = cast("dict[str, object]", value)[key]
-    return value
-
-
-def _set(config: dict[str, object], path: Sequence[str], value: object) -> None:
-    for key in path[:-1]:
-        config = cast("dict[str, object]", config[key])
-    config[path[-1]] = value

@@ -67,7 +67,8 @@ def beside(
     if code := sorted(name for name in files if name.endswith(".py")):
         notes.append(f"{donor.name} brings code of its own, copied and not run: {', '.join(code)}")
     if donor.config:
-        files["config.json"] = Beside("config.json", text=config_text(recipe, donor, vocabulary, rows, notes))
+        content = config_text(recipe, donor, parents, vocabulary, rows, notes)
+        files["config.json"] = Beside("config.json", text=content)
     for name in TOKENIZER if vocabulary else ():
         files.pop(name, None)
         if vocabulary and (vocabulary.folder / name).is_file():

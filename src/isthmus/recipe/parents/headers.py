@@ -23,6 +23,10 @@ _INDEX = ".safetensors.index.json"
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
+class NoHeaderError(WeightsError):
+    """A checkpoint of a kind that `isthmus.weights` reads, and nothing else."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a header: dtype as safetensors calls it, shape."""
@@ -79,6 +83,7 @@ def read(path: Path) -> Checkpoint:
         path: a `.safetensors` file, an index, or a folder that holds one of them.
 
     Raises:
+        NoHeaderError: it is a pickle or GGUF, which `opening.headers_of` reads as well.
         WeightsError: there is none, or its header cannot be read.
     """
     file = _locate(path)
@@ -120,8 +125,8 @@ def _locate(path: Path) -> Path:
     if path.is_file():
         if path.suffix == ".safetensors" or path.name.endswith(_INDEX):
             return path
-        if path.suffix in _PICKLED:
-            return _pickled(path)
+        if path.suffix in (*_PICKLED, ".gguf"):
+            raise _without_header(path)
         raise WeightsError(f"{path} is no safetensors file")
     if not path.is_dir():
         raise WeightsError(f"{path} does not exist")
@@ -131,15 +136,16 @@ def _locate(path: Path) -> Path:
             raise WeightsError(f"{path} holds {len(found)} checkpoints", [f.name for f in found])
         if found:
             return found[0]
-    for suffix in _PICKLED:
+    for suffix in (*_PICKLED, ".gguf"):
         if found := sorted(path.glob(f"*{suffix}")):
-            return _pickled(found[0])
+            raise _without_header(found[0])
     raise WeightsError(f"{path} is a folder without a checkpoint in it")
 
 
-def _pickled(path: Path) -> Path:
-    raise WeightsError(
-        f"{path} is a pickle: it has no header that can be read without the rest",
+def _without_header(path: Path) -> NoHeaderError:
+    kind = "GGUF" if path.suffix == ".gguf" else "a pickle"
+    return NoHeaderError(
+        f"{path} is {kind}: it has no header that can be read without the rest",
         hint=f"convert it once: isthmus.weights.save(isthmus.weights.load('{path}'), 'model.safetensors')",
     )
 

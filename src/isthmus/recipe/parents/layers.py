@@ -81,6 +81,19 @@ class Layout:
         return fitting[0] if len(fitting) == 1 else None
 
 
+def numbered(name: str) -> tuple[str, int, str] | None:
+    """What stands before the first number of a name, that number, and what stands behind it; None without one.
+
+    Examples:
+        >>> numbered("model.layers.3.mlp.experts.0.weight")
+        ('model.layers', 3, 'mlp.experts.0.weight')
+    """
+    match = _NUMBER.search(name)
+    if match is None or match.end() == len(name):
+        return None
+    return name[: match.start()].rstrip("."), int(match[1]), name[match.end() + 1 :]
+
+
 def layout(names: Iterable[str]) -> Layout:
     """Read the layers off names.
 
@@ -96,12 +109,10 @@ def layout(names: Iterable[str]) -> Layout:
     groups: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     place: dict[str, tuple[str, int, str]] = {}
     for name in ordered:
-        match = _NUMBER.search(name)
-        if match is None or match.end() == len(name):
+        if (found := numbered(name)) is None:
             continue
-        prefix, layer, member = name[: match.start()].rstrip("."), int(match[1]), name[match.end() + 1 :]
+        prefix, layer, member = place[name] = found
         groups[prefix][layer].append(member)
-        place[name] = (prefix, layer, member)
     stacks: dict[str, Stack] = {}
     for prefix, layers in groups.items():
         # Numbers that miss one, or whose members have nothing in common, are no layers but a list of
@@ -140,8 +151,18 @@ _COUNTS = (
     "n_layers",
     "encoder_layers",
     "decoder_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
     "depth",
 )
+
+# Words that tell one stack of a model from another, in names of tensors and in keys of configurations alike.
+_KINDS = {
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "vision": ("vision", "visual", "image"),
+    "audio": ("audio", "speech"),
+}
 
 
 def counts(config: Mapping[str, object]) -> dict[tuple[str, ...], int]:
@@ -150,7 +171,55 @@ def counts(config: Mapping[str, object]) -> dict[tuple[str, ...], int]:
     for key, value in config.items():
         if key in _COUNTS and isinstance(value, int) and not isinstance(value, bool):
             found[(key,)] = value
-        elif key.endswith("_config") and isinstance(value, dict):
+        elif (key.endswith("_config") or key in _KINDS) and isinstance(value, dict):
             for path, count in counts(value).items():
                 found[(key, *path)] = count
     return found
+
+
+def counted(config: Mapping[str, object], stacks: Mapping[str, int]) -> dict[tuple[str, ...], str]:
+    """Which stack of layers each number of a configuration counts.
+
+    It is one of as many layers. Of several such the names decide: `decoder_layers` and `vision_config`. A number
+    that names none counts the stack that no other number names, else the encoder, as in transformers.
+
+    Args:
+        config: of a model.
+        stacks: its numbers of layers, by prefix.
+
+    Returns:
+        The prefix, by the path of the number's key; without numbers that may count several stacks, or none.
+
+    Examples:
+        >>> numbers = {"num_hidden_layers": 6, "encoder_layers": 6, "decoder_layers": 6}
+        >>> counted(numbers, {"encoder.layers": 6, "decoder.layers": 6})[("num_hidden_layers",)]
+        'encoder.layers'
+    """
+    numbers = counts(config)
+    if len(numbers) == len(stacks) == 1:  # whatever it says: some models store a layer more than they count
+        return dict(zip(numbers, stacks, strict=True))
+    near: dict[tuple[str, ...], list[str]] = {}
+    strange: dict[tuple[str, ...], int] = {}
+    for path, number in numbers.items():
+        said = _kinds("_".join(path))
+        apart = {
+            prefix: (len(said - _kinds(prefix)), len(_kinds(prefix) - said))
+            for prefix, count in stacks.items()
+            if count == number
+        }
+        least = min(apart.values(), default=(0, 0))
+        near[path], strange[path] = [prefix for prefix in apart if apart[prefix] == least], least[0]
+    named = {prefixes[0] for prefixes in near.values() if len(prefixes) == 1}
+    for path, prefixes in near.items():
+        if len(prefixes) > 1:
+            left = [prefix for prefix in prefixes if prefix not in named]
+            near[path] = left or [prefix for prefix in prefixes if "encoder" in _kinds(prefix)]
+    found = {path: prefixes[0] for path, prefixes in near.items() if len(prefixes) == 1}
+    # A number of a part that the model has not, as of the images that a language model was trained with.
+    least = {p: min(strange[path] for path in found if found[path] == p) for p in found.values()}
+    return {path: prefix for path, prefix in found.items() if strange[path] == least[prefix]}
+
+
+def _kinds(name: str) -> set[str]:
+    words = set(re.split(r"[._]", name.lower()))
+    return {kind for kind, told in _KINDS.items() if words & set(told)}

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from isthmus.errors import IsthmusError, WeightsError
+from isthmus.errors import InputError, IsthmusError, WeightsError
 from isthmus.recipe.language.recipe import Recipe
 from isthmus.recipe.language.reference import UNKNOWN_MODEL, Reference
 from isthmus.recipe.language.text import Problems
-from isthmus.recipe.parents.headers import Checkpoint, Entry, of_remote, read
+from isthmus.recipe.parents.headers import Checkpoint, Entry, NoHeaderError, of_remote, read
 from isthmus.recipe.parents.lora import SETTINGS, WEIGHTS, Adapter, read_adapter
 from isthmus.recipe.parents.parent import Parent, read_json
 from isthmus.recipe.parents.places import place_of
@@ -30,8 +30,12 @@ def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | No
         ids.append(reference.path)
         path, checkpoint, remote = _on_hub(reference)
     else:
-        checkpoint = _headers(path)
+        checkpoint = headers_of(path)
     folder = path if path.is_dir() else path.parent
+    if all(file.name == WEIGHTS for file in checkpoint.files):
+        raise InputError(
+            f"{reference.path} is an adapter, and no model by itself", hint=_its_model(reference.path, folder)
+        )
     config = read_json(folder / "config.json")
     adapter = None
     if reference.lora is not None:
@@ -41,6 +45,12 @@ def open_parent(reference: Reference, roots: tuple[Path, ...], inside: Path | No
     return Parent(reference, path, checkpoint, config, adapter, remote, tuple(ids))
 
 
+def _its_model(name: str, folder: Path) -> str:
+    told = read_json(folder / SETTINGS).get("base_model_name_or_path")
+    model = told if isinstance(told, str) and told else "MODEL"
+    return f"write it behind the model that it was trained on: {model}+{name}"
+
+
 def _on_hub(reference: Reference) -> tuple[Path, Checkpoint, str | None]:
     """A model of the hub: its folder in the cache, its headers, and where the weights are if not in that folder."""
     from isthmus.weights.hub import describe, download, remote_headers  # imports torch
@@ -48,13 +58,13 @@ def _on_hub(reference: Reference) -> tuple[Path, Checkpoint, str | None]:
     name = f"{reference.path}@{reference.revision}" if reference.revision else reference.path
     folder = describe(name)
     try:
-        return folder, _headers(folder), None
+        return folder, headers_of(folder), None
     except WeightsError:
         pass  # not all of it is here
     fixed = f"{reference.path}@{folder.name}"  # whatever the branch says when the merge runs
     if (held := remote_headers(fixed)) is None:
         folder = download(fixed)
-        return folder, _headers(folder), None
+        return folder, headers_of(folder), None
     return folder, of_remote(folder, held), fixed
 
 
@@ -81,7 +91,7 @@ def fetch(parent: Parent) -> None:
     from isthmus.weights.hub import download
 
     if parent.remote is not None:
-        _check_same(parent.remote, parent.checkpoint, _headers(download(parent.remote)))
+        _check_same(parent.remote, parent.checkpoint, headers_of(download(parent.remote)))
     adapter = parent.adapter
     if adapter is not None and adapter.remote is not None:
         _check_same(adapter.remote, adapter.checkpoint, read(download(adapter.remote) / WEIGHTS))
@@ -92,20 +102,28 @@ def _check_same(remote: str, planned: Checkpoint, fetched: Checkpoint) -> None:
         raise WeightsError(f"{remote} has other tensors than when it was planned", hint="plan again")
 
 
-def _headers(path: Path) -> Checkpoint:
+def headers_of(path: Path) -> Checkpoint:
+    """The headers of a checkpoint of any kind that isthmus reads; those of pickles and GGUF take torch.
+
+    Args:
+        path: a file, an index, or a folder that holds one of them.
+
+    Raises:
+        WeightsError: there is none, or it cannot be read.
+        MissingExtraError: it is GGUF, and what reads it is not installed.
+    """
     try:
         return read(path)
-    except WeightsError as error:
-        if "pickle" not in error.what:
-            raise
-    # A pickle has no header: what it holds is known only by reading it, without running it.
-    from isthmus.weights import open as open_weights
+    except NoHeaderError:
+        pass  # what it holds is known only by opening it; nothing in it is run
+    from isthmus import weights
     from isthmus.weights.dense import DTYPES
 
-    tensors = open_weights(path)
-    entries = {name: Entry(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
-    files = (path,) if path.is_file() else tuple(sorted(path.glob("*.bin")))
-    return Checkpoint(files, entries, {})
+    tensors = weights.open(path)
+    held = weights.headers(tensors).items()
+    entries = {name: Entry(DTYPES[entry.dtype], tuple(entry.shape)) for name, entry in held}
+    files = sorted(Path(found.file) for found in weights.identify(tensors))
+    return Checkpoint(tuple(files), entries, {})
 
 
 def open_parents(
@@ -143,9 +161,13 @@ def open_parents(
 
 
 def told(parents: Mapping[str, Parent]) -> list[str]:
-    """What adapters add, and what is not here yet, a line each."""
+    """What adapters add, what is read from GGUF, and what is not here yet, a line each."""
     notes: list[str] = []
     for name, parent in parents.items():
+        if any(file.suffix == ".gguf" for file in parent.checkpoint.files):
+            notes.append(
+                f"{name}: GGUF, read as plain numbers and written under its own names as safetensors"
+            )
         if (adapter := parent.adapter) is not None:
             replaced = f", {len(adapter.replaced)} tensors replaced" if adapter.replaced else ""
             notes.append(

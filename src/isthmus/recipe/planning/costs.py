@@ -65,7 +65,8 @@ def disk(plan: Planned) -> int:
 
 def merging(plan: Planned) -> int:
     """Bytes of memory that tensors take while they are merged; a limit of so many is kept to."""
-    return _merging(plan) + (_LOOPS if _compiles(plan) else 0)
+    found, limit = _merging(plan) + (_LOOPS if _compiles(plan) else 0), plan.recipe.isthmus.limits.memory
+    return found if limit is None else max(min(found, limit), _least(plan))
 
 
 def _merging(plan: Planned) -> int:
@@ -158,6 +159,11 @@ def tight(plan: Planned) -> str | None:
     if limit is None or limit >= _least(plan):
         return None
     return f"{size(limit)} of memory may be too little: about {size(_least(plan))} are needed"
+
+
+def told(plan: Planned) -> list[str]:
+    """What is said of a plan's costs beside the numbers."""
+    return [said for said in (tight(plan), faster(plan)) if said is not None]
 
 
 def _state(plan: Planned) -> int:

@@ -117,7 +117,9 @@ def _find_data(ours: Ours, roots: Sequence[Path], inside: Path | None, problems:
         else:
             kind, path = find_data(ours.data, roots)
     except IsthmusError as error:
-        problems.add(("isthmus", "data"), error.what, error.hint)
+        problems.add(
+            ("isthmus", "data"), error.what, error.hint and f"{error.hint}; text:FILE for a language model"
+        )
         return ""
     if path is not None and inside is not None and not path.resolve().is_relative_to(inside.resolve()):
         problems.add(

@@ -29,7 +29,7 @@ def describe(plan: Planned) -> str:
         held = f"{len(parent.checkpoint.entries)} tensors, {size(parent.checkpoint.nbytes)}"
         lines.append(f"  {role}  {name:{width}}  {held}, {licence}")
     dtypes = Counter(row.dtype for row in plan.rows if row.how != "agreed")
-    words = {"merged": "merged", "copied": "copied", "agreed": "equal in all models"}
+    words = {"merged": "merged", "copied": "copied", "agreed": "that must be equal in all models"}
     told = ", ".join(f"{count} {words[kind]}" for kind, count in how.items())
     lines += [
         "",
@@ -41,8 +41,9 @@ def describe(plan: Planned) -> str:
         lines.append(_first(plan, plan.recipe.isthmus.align))
     seconds = costs.seconds(plan)
     minutes = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
     lines.append(
-        f"needs   about {minutes} on {plan.threads} threads, {size(costs.memory(plan))} of memory, "
+        f"needs   about {minutes} on {threads}, {size(costs.memory(plan))} of memory, "
         f"{size(costs.disk(plan))} of disk; reads {size(plan.bytes_read)}"
     )
     if plan.after is not None:
@@ -138,7 +139,9 @@ def tabulate(plan: Planned) -> str:
         if row.how == "merged":
             parts = [_part(plan, row, part.model, part.name, part.base, part.values) for part in row.parts]
         else:
-            parts = [f"{row.how} from {row.parts[0].model}" if row.how == "copied" else "equal in all"]
+            parts = [
+                f"{row.how} from {row.parts[0].model}" if row.how == "copied" else "must be equal in all"
+            ]
         shape = "x".join(map(str, row.shape)) or "()"
         rows.append([row.name, shape, *(_number(row.values.get(key)) for key in varying), "  ".join(parts)])
     head = ["tensor", "shape", *varying, "made of"]

@@ -15,6 +15,7 @@ from isthmus.recipe.language.text import Problems, Where, near
 from isthmus.recipe.parents.layers import layout, natural
 from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.rows.settings import Spot, filters, fits
+from isthmus.recipe.rows.unread import misplaced, unread
 from isthmus.recipe.tokens.names import is_tokens
 
 
@@ -101,7 +102,8 @@ class Misfits:
                 continue  # it was given, wrongly
             who = f"of {owners[0]}" if where is not None else "of every tensor"
             many = f" ({len(owners)} tensors have none)" if len(owners) < rows else ""
-            self._problems.add(where or ("merge_method",), f"{method.name} needs a {name} {who}{many}")
+            hint = misplaced(self._recipe, name, method, self._problems)
+            self._problems.add(where or ("merge_method",), f"{method.name} needs a {name} {who}{many}", hint)
         for where, names in self.cancelled.items():
             what = f"the weights of {_tensors(len(names))} sum to 0, by which they are divided: {_few(names)}"
             self._problems.add(where, what, f"`{NORMALIZED[method.name]}: false` leaves the sum as it is")
@@ -118,8 +120,7 @@ class Misfits:
             )
         for model, count in self.ties.items():
             self._notes.append(f"{model} stores no head: its embedding stands for {count}")
-        self._unread(method)
-        return self._notes
+        return [*self._notes, *unread(self._recipe, method, self._problems)]
 
     def _tell_unmet(self, method: Method) -> None:
         """Patterns, blocks and filters that are about no tensor, and values in blocks that nothing reads."""
@@ -177,6 +178,9 @@ class Misfits:
                 if (found := near(word, known)) is not None:
                     return f", did you mean {found!r}?"
                 break
+        for wider in (f"{pattern}*", f"*{pattern}", f"*{pattern}*"):
+            if fitting := fnmatch.filter(self._names, wider):
+                return f", did you mean {wider!r}? There is {min(fitting, key=natural)}"
         return f"; names are such as {min(self._names, key=natural)}" if self._names else ""
 
     def _tell_shapes(self, top: Where, rows: int) -> None:
@@ -242,20 +246,6 @@ class Misfits:
             if str(reference) == model and where[0] == top[0]:
                 return where
         return next((where for where, r in self._recipe.references() if str(r) == model), top)
-
-    def _unread(self, method: Method) -> None:
-        """Parameters that another method has, and this one does not read."""
-        unread = {
-            name
-            for _, settings in self._recipe.settings()
-            for name in settings
-            if name not in method.parameters
-        }
-        if unread:
-            self._notes.append(f"{method.name} does not read {', '.join(sorted(unread))}")
-        for piece in self._recipe.slices or ():
-            if piece.residual_weight is not None:
-                self._notes.append("residual_weight is read by no method, here as in mergekit")
 
 
 def _few(names: Sequence[str]) -> str:

@@ -62,11 +62,7 @@ class Rows:
     Args:
         rows: in natural order of the names.
         notes: what was inferred, left out or not read.
-        layers: path of the configuration's number of layers -> that number in the output.
-        origin: for each layer of the output, the layer of the first source that it comes from.
     """
 
     rows: list[Row]
     notes: list[str]
-    layers: dict[tuple[str, ...], int]
-    origin: list[int] | None

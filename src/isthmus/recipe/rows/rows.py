@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from isthmus.recipe.language.dialect import Method
 from isthmus.recipe.language.methods import method_of
 from isthmus.recipe.language.recipe import Input, Module, Recipe, Slice, SliceInput
-from isthmus.recipe.language.text import Problems, Where
+from isthmus.recipe.language.text import Problems, Where, near
 from isthmus.recipe.parents.layers import Layout, Stack, counts, layout, natural
 from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.rows.made import Made
@@ -34,6 +35,10 @@ def plan_rows(
     return _Compiler(recipe, parents, vocabulary, problems).rows()
 
 
+# mergekit's name of the module of a model that has but one.
+_REST = "default"
+
+
 class _Compiler:
     def __init__(
         self,
@@ -47,20 +52,19 @@ class _Compiler:
         self._problems = problems
         self._method = method_of(recipe.merge_method) or Method(recipe.merge_method, recipe.merge_method, {})
         self._notes: list[str] = []
-        self._layers: dict[tuple[str, ...], int] = {}
-        self._origin: list[int] | None = None
+        self._depths: dict[str, dict[str, int]] = defaultdict(dict)
         self._misfits = Misfits(recipe, parents, problems)
         self._made = Made(recipe, self._method, parents, vocabulary, self._misfits, problems)
 
     def rows(self) -> Rows:
         names = {name for parent in self._parents.values() for name in parent.checkpoint.entries}
         if self._recipe.modules:
-            left = set(names)
-            for key, module in self._recipe.modules.items():
-                mine = self._of_module(key, names)
-                left -= mine
-                self._module(module, mine, ("modules", key))
-            self._leave(left)
+            owned = self._shared_out(self._recipe.modules, names)
+            for key, mine in owned.items():
+                self._module(self._recipe.modules[key], mine, ("modules", key))
+            self._leave(names.difference(*owned.values()))
+            if any(module.slices for module in self._recipe.modules.values()):
+                self._check_depths()
         else:
             plain = Module.model_construct(
                 models=self._recipe.models, slices=self._recipe.slices, parameters=None
@@ -68,12 +72,27 @@ class _Compiler:
             self._module(plain, names, ())
         self._notes += self._misfits.tell(self._method, len(self._made.rows))
         ordered = sorted(self._made.rows.values(), key=lambda row: natural(row.name))
-        return Rows(ordered, self._notes, self._layers, self._origin)
+        return Rows(ordered, self._notes)
+
+    def _shared_out(self, modules: Iterable[str], names: set[str]) -> dict[str, set[str]]:
+        """Names by module: of several that a name fits the last has it, and `default` what no other has."""
+        owned: dict[str, set[str]] = {}
+        for key in sorted(modules, key=_REST.__eq__):
+            taken = set[str]().union(*owned.values())
+            mine = names - taken if key == _REST else self._of_module(key, names)
+            for other, theirs in owned.items():
+                if common := theirs & mine:
+                    few = f"{len(common)} of the {len(theirs)} tensors of the module {other}"
+                    self._notes.append(f"{few} are of {key} too, which stands behind it and merges them")
+                    theirs -= mine
+            owned[key] = mine
+        if _REST in owned and not owned[_REST]:
+            self._notes.append(f"the module {_REST} has no tensor: the other modules have them all")
+        return {key: mine for key, mine in owned.items() if mine}
 
     def _of_module(self, key: str, names: set[str]) -> set[str]:
-        """The names of a module: those with a part of that name, or all where mergekit says `default`."""
+        """The names of a module: those with a part of that name."""
         known = {
-            "default": "",
             "text_decoder": r"(language_model|text_model)\.|^(model\.)?(layers|embed_tokens|norm)\.|lm_head",
             "vision_tower": r"(vision_tower|vision_model|visual)\.",
             "multi_modal_projector": r"(multi_modal_projector|mm_projector|connector)\.|visual\.merger",
@@ -85,22 +104,31 @@ class _Compiler:
         if not found:
             self._misfits.unseen = True
             there = sorted({name.split(".")[0] for name in names})
-            self._problems.add(
-                ("modules", key), f"no tensor is of a module {key!r}; names begin with {', '.join(there)}"
-            )
+            meant = near(key, {_REST, *known, *(part for name in names for part in name.split("."))})
+            way = f"; names begin with {', '.join(there)}" if meant is None else f", did you mean {meant!r}?"
+            self._problems.add(("modules", key), f"no tensor is of a module {key!r}{way}")
         return found
 
     def _leave(self, left: set[str]) -> None:
         """What no module takes comes from the base as it is: an output without it would not load."""
-        donor = str(self._recipe.base_model) if self._recipe.base_model else next(iter(self._parents))
-        entries = self._parents[donor].checkpoint.entries
-        taken = sorted((name for name in left if name in entries), key=natural)
+        donor = self._donor()
+        taken = sorted(left & donor.checkpoint.entries.keys(), key=natural)
         for name in taken:
-            self._made.copy(name, donor, name)
+            self._made.copy(name, str(donor.reference), name)
         if taken:
             self._notes.append(
-                f"{len(taken)} tensors are of no module here and are taken from {donor} as they are"
+                f"{len(taken)} tensors are of no module here and are taken from {donor.reference} as they are"
             )
+            for prefix, stack in layout(taken).stacks.items():
+                self._depths[prefix]["no module"] = stack.count
+
+    def _check_depths(self) -> None:
+        """Modules that have parts of the same layers have equally many."""
+        for prefix, depths in self._depths.items():
+            if len(set(depths.values())) > 1:
+                told = " and ".join(f"{count} in what is of {module}" for module, count in depths.items())
+                what = f"{prefix} would have {told}: slices of a module hold whole layers"
+                self._problems.add(("modules",), what)
 
     def _module(self, module: Module, names: set[str], where: Where) -> None:
         found = layout(names)
@@ -115,6 +143,8 @@ class _Compiler:
                 spot = Spot(name, t, layer, total, before=name not in found.after)
                 self._made.row(spot, context, [name] * len(context.sources))
             stacks = ", ".join(f"{s.prefix} x {s.count}" for s in found.stacks.values())
+            for stack in found.stacks.values():
+                self._depths[stack.prefix][str(where[-1]) if where else ""] = stack.count
             self._notes.append(
                 f"layers: {stacks}"
                 if stacks
@@ -135,16 +165,7 @@ class _Compiler:
                     f"{self._method.name} has no base: {base} is merged as one more model, as in mergekit"
                 )
         self._count(len(sources), (*where, "models"))
-        self._tell_of_base(base, sources)
         return Context(tuple(sources), base, self._outer(module, where), (*where, "models"))
-
-    def _tell_of_base(self, base: str | None, sources: Sequence[Source]) -> None:
-        """Parameters that stand beside the base, which has none."""
-        found = next((source for source in sources if source.model == base), None)
-        if found is not None and found.level and self._method.base != "none":
-            line = self._problems.line((*found.where, "parameters"))
-            note = f"{base} is the base: {', '.join(found.level)} at line {line} is not read, as in mergekit"
-            self._notes.append(note)
 
     def _outer(self, module: Module, where: Where) -> tuple[tuple[Where, Level | None], ...]:
         """The levels of a module and of the recipe, with their places."""
@@ -160,13 +181,13 @@ class _Compiler:
     def _sliced(
         self, module: Module, slices: Sequence[Slice], found: Layout, names: set[str], where: Where
     ) -> None:
-        stack = self._stack(found, where)
+        stack = self._stack(found, names, where)
         if stack is None:
             self._misfits.unseen = True
             return
         total = sum(piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0] for piece in slices)
         contexts = [self._slice(module, piece, (*where, "slices", i)) for i, piece in enumerate(slices)]
-        number, origin = 0, cast("list[int]", [])
+        number = 0
         for i, (piece, context) in enumerate(zip(slices, contexts, strict=True)):
             self._check_ranges(piece.sources, stack, (*where, "slices", i))
             first, end = piece.sources[0].layer_range
@@ -179,7 +200,6 @@ class _Compiler:
                         context,
                         [stack.name(cast("int", s.first) + offset, member) for s in context.sources],
                     )
-                origin.append(first + offset)
                 number += 1
         around = [name for name in names if name not in found.place or found.place[name][0] != stack.prefix]
         for name in sorted(around, key=natural):
@@ -197,20 +217,26 @@ class _Compiler:
                     f"{len(found.unsure)} tensors may lie before or after the layers, their names do not tell; "
                     f"taken as before: {', '.join(found.unsure[:3])}"
                 )
-        self._notes.append(f"layers: {stack.prefix} x {total} of {stack.count}")
-        for path, count in self._counts().items():
-            if count == stack.count:
-                self._layers[path] = total
-        if not self._layers:
-            self._notes.append(f"no configuration says {stack.count} layers, so none is changed to {total}")
-        self._origin = origin
+        self._depths[stack.prefix][str(where[-1]) if where else ""] = total
+        models = dict.fromkeys(str(source.model) for piece in slices for source in piece.sources)
+        had = sorted({self._depth(model, stack.prefix) for model in models})
+        self._notes.append(f"layers: {stack.prefix} x {total} of {' and '.join(map(str, had))}")
 
-    def _counts(self) -> dict[tuple[str, ...], int]:
-        donor = str(self._recipe.base_model) if self._recipe.base_model else next(iter(self._parents))
-        return counts(self._parents[donor].config)
+    def _donor(self) -> Parent:
+        """The model that the output's configuration comes from."""
+        return self._parents[str(self._recipe.base_model or next(iter(self._parents)))]
 
-    def _stack(self, found: Layout, where: Where) -> Stack | None:
-        stack = found.main(self._counts().values())
+    def _depth(self, model: str, prefix: str) -> int:
+        own = layout(self._parents[model].checkpoint.entries).stacks.get(prefix)
+        return own.count if own else 0
+
+    def _stack(self, found: Layout, names: set[str], where: Where) -> Stack | None:
+        """The layers that are meant, found in the model whose configuration counts them; members are all models'."""
+        donor = self._donor()
+        own = layout(names & donor.checkpoint.entries.keys())
+        known = counts(donor.config).values()
+        stack = own.main(known)
+        stack = found.main(known) if stack is None else found.stacks.get(stack.prefix)
         if stack is None:
             listed = ", ".join(f"{s.prefix} x {s.count}" for s in found.stacks.values()) or "none"
             self._problems.add(
@@ -228,7 +254,6 @@ class _Compiler:
             for j, s in enumerate(piece.sources)
         )
         self._count(len(sources), (*where, "sources"))
-        self._tell_of_base(base, sources)
         if self._method.base == "required" and base not in [source.model for source in sources]:
             self._problems.add(
                 (*where, "sources"),
@@ -240,10 +265,8 @@ class _Compiler:
 
     def _check_ranges(self, sources: Sequence[SliceInput], stack: Stack, where: Where) -> None:
         for j, source in enumerate(sources):
-            own = layout(self._parents[str(source.model)].checkpoint.entries).stacks.get(stack.prefix)
-            have = own.count if own else 0
-            if source.layer_range[1] > have:
-                first, end = source.layer_range
+            first, end = source.layer_range
+            if end > (have := self._depth(str(source.model), stack.prefix)):
                 self._problems.add(
                     (*where, "sources", j, "layer_range"),
                     f"[{first}, {end}] goes beyond the {have} layers of {source.model}",
