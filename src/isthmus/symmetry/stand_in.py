@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from isthmus.errors import InputError
-from isthmus.program import Inputs, Program
+from isthmus.program import Inputs, Program, export
 from isthmus.symmetry.axes import Axis, Blocks, Concat, Leaf, parts_of
 from isthmus.symmetry.graph import SymmetryGraph
 from isthmus.symmetry.trace import trace
@@ -77,15 +77,10 @@ def verified_by(
         (1048576, True)
     """
     graph = model if isinstance(model, SymmetryGraph) else trace(model, example)
-    other = trace(small, small_example)
-    if problems := list(differences(graph, other)):
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise InputError(
-            "the smaller model has another structure, so it says nothing of the larger",
-            [*problems[:SHOWN], *more],
-            hint="keep the number of layers, heads and groups and every option; make it narrower only, "
-            "and no two sizes equal that were not",
-        )
+    program = export(small, small_example)
+    _require_none(_programs(graph.program, program))  # before it is read: an axis of size zero cannot be
+    other = trace(program)
+    _require_none(_readings(graph, other))
     own = None if any(value.is_meta for value in small.state_dict().values()) else small
     checked, found = verified(other, small_example, weights=own, seed=seed)
     if math.isnan(found.error):
@@ -97,9 +92,19 @@ def verified_by(
     return graph, replace(found, note=f"on a model of the same structure, {count:,} parameters: {found.note}")
 
 
-def differences(one: SymmetryGraph, other: SymmetryGraph) -> Iterable[str]:
-    """In what two graphs differ besides sizes; nothing where they are of one structure."""
-    yield from _programs(one.program, other.program)
+def _require_none(differences: Iterable[str]) -> None:
+    if problems := list(differences):
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise InputError(
+            "the smaller model has another structure, so it says nothing of the larger",
+            [*problems[:SHOWN], *more],
+            hint="keep the number of layers, heads and groups and every option; make it narrower only, "
+            "and no two sizes equal that were not",
+        )
+
+
+def _readings(one: SymmetryGraph, other: SymmetryGraph) -> Iterable[str]:
+    """In what the readings of two programs differ besides sizes."""
     yield from _tables("weight", _layout(one), _layout(other))
     yield from _tables("space", _spaces(one), _spaces(other))
     # What depends on the values of constants (the planes of rotary tables) is not seen on the meta device.
