@@ -167,3 +167,57 @@ def test_a_running_variance_stays_positive(reader_first: bool):
     assert (moved["norm.running_var"] > 0).all(), "the scale went as far as it may, and no further"
     assert (moved["norm.running_var"] < 1e-3).all()
     torch.testing.assert_close(torch.func.functional_call(model, moved, (X,)), model(X))
+
+
+class Multiplied(nn.Module):
+    """A depthwise convolution that makes several channels of each, and a batch norm."""
+
+    def __init__(self, multiplier: int):
+        super().__init__()
+        self.a, self.d = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4 * multiplier, 3, groups=4)
+        self.norm, self.head = nn.BatchNorm2d(4 * multiplier), nn.Linear(4 * multiplier, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.d(torch.relu(self.a(x))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("multiplier", [1, 2, 3])
+def test_units_with_several_running_variances_are_balanced_and_matched(multiplier: int):
+    images = torch.randn(9, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    models = []
+    for seed in (0, 1):
+        model = uneven(Multiplied(multiplier))
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data = torch.randn_like(parameter)
+        models.append(model)
+    graph = isthmus.trace(models[0], images[:2])
+    state, other = (dict(model.state_dict()) for model in models)
+    short = balance(graph, state).apply(graph, state)
+    torch.testing.assert_close(torch.func.functional_call(models[0], short, (images,)), models[0](images))
+    again = balance(graph, short).apply(graph, short)
+    for key in graph.layout:
+        torch.testing.assert_close(again[key], short[key], rtol=1e-7, atol=1e-9)
+    for by in ("weight-matching", "activation-matching"):
+        found = isthmus.align(graph, [state, other], by=by, data=[images], groups="full")
+        moved = found.apply([state, other])[1]
+        torch.testing.assert_close(
+            torch.func.functional_call(models[1], moved, (images,)), models[1](images), rtol=1e-12, atol=1e-12
+        )
+    copy = graph.random_element(3).apply(graph, state)
+    back = isthmus.align(graph, [state, copy], by="weight-matching", groups="full").apply([state, copy])[1]
+    for key in graph.layout:
+        torch.testing.assert_close(back[key], state[key], rtol=1e-6, atol=1e-7)
+
+
+def test_a_scale_goes_as_far_as_the_smallest_of_a_units_variances_lets_it():
+    model = uneven(Multiplied(2))
+    model.d.weight.data.mul_(50)
+    model.norm.eps = 0.1
+    model.norm.running_var.copy_(torch.linspace(0.05, 2, 8))
+    images = torch.randn(9, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    graph = isthmus.trace(model, images[:2])
+    state = dict(model.state_dict())
+    moved = balance(graph, state).apply(graph, state)
+    assert (moved["norm.running_var"] > 0).all()
+    torch.testing.assert_close(torch.func.functional_call(model, moved, (images,)), model(images))

@@ -184,9 +184,7 @@ def _by_smaller(
             raise InputError(f"--small: the model still has more than {LARGEST:,} parameters")
         return done
     reasons: list[str] = []
-    for tried, options in enumerate(asked.narrower()):
-        if tried == 3:
-            break
+    for options in asked.narrower():
         try:
             done = attempt(options, LARGEST_SMALL)
         except (InputError, ExportError) as error:

@@ -40,7 +40,8 @@ _ANSWERS = (
 _WIDTH = re.compile(
     r"(hidden|intermediate|embedding|projection|ffn|moe|shared_expert|inner|feed_forward|head|state|conv)\w*_"
     r"(size|sizes|dim|dims|width|channels)$|^(d_model|d_ff|d_kv|d_inner|n_embd|n_inner|ffn_dim|head_dim|"
-    r"hidden_size|hidden_sizes|embed_dim|embed_dims|width|conv_dim|\w+_ffn_dim|\w+_lora_rank|qk_\w+_dim|v_head_dim)$"
+    r"hidden_size|hidden_sizes|embed_dim|embed_dims|dim|width|conv_dim|\w+_ffn_dim|\w+_lora_rank|qk_\w+_dim|v_head_dim|"
+    r"rotary_dim|word_embed_proj_dim)$"
 )
 
 #: What looks like a width and is none.
@@ -254,7 +255,10 @@ def _inputs(model: Any, config: Any, title: str) -> dict[str, Tensor]:
 
 
 def _narrower(config: Any) -> Iterator[dict[str, object]]:
-    """Configurations of the same depth, heads and options and a fraction of the width, narrowest first."""
+    """Configurations of the same depth, heads and options and a fraction of the width, narrowest first.
+
+    A width that a factor does not divide is rounded down, where it divides the others; the last has fewer words only.
+    """
     widths: dict[str, list[int]] = {}
     words: dict[str, int] = {}
     parts = {"": config} | {f"{n}.": p for n, p in vars(config).items() if hasattr(p, "to_dict")}
@@ -268,12 +272,13 @@ def _narrower(config: Any) -> Iterator[dict[str, object]]:
             found = list(value) if isinstance(value, (list, tuple)) else [value]
             if found and all(type(n) is int and n > 0 for n in found):
                 widths[f"{prefix}{name}"] = found
-    for factor in (64, 32, 16, 8, 4, 2):
-        if not all(n % factor == 0 for found in widths.values() for n in found):
+    sizes = {n for found in widths.values() for n in found}
+    for factor in range(64, 0, -1):
+        if 2 * sum(n % factor == 0 for n in sizes) < len(sizes):
             continue
         options: dict[str, object] = dict(words)
         for name, found in widths.items():
-            small = [n // factor for n in found]
+            small = [max(n // factor, 1) for n in found]
             given = getattr(
                 parts[name.rpartition(".")[0] + "." if "." in name else ""], name.rpartition(".")[2]
             )

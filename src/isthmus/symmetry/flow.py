@@ -11,7 +11,7 @@ always right, only less.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, cast
@@ -120,6 +120,7 @@ class Flow:
         layout: of the program.
         space: whose units are scaled, negated or mixed.
         mode: which of these.
+        until: values at which to stop looking; what reads them says nothing.
 
     Attributes:
         places: where weights carry the space -> the unknown power there.
@@ -127,27 +128,27 @@ class Flow:
         scales: weights that multiply the space elementwise, which a change of basis does not pass unless
             they are ones -> the nodes where they do.
         squares: values that are squares of the space, for a change of basis.
-        norms: "root-mean-square" or "centred" norms over the space that were passed.
+        norms: "root-mean-square" or "centred" norms over the space that were passed -> the last of them.
 
     Raises:
-        BrokenError: mode "basis", and something is not linear.
+        BrokenError: mode "basis", and something is not linear; the message is its place.
     """
 
-    def __init__(self, layout: Layout, space: str, mode: Mode):
+    def __init__(self, layout: Layout, space: str, mode: Mode, until: Collection[str] = ()):
         self.layout, self.space, self.mode = layout, space, mode
         self.program = layout.program
         self.system = System(2 if mode == "sign" else None)
         self.places: dict[Place, int] = {}
         self.variances: dict[str, float] = {}
         self.scales: dict[str, list[str]] = {}
-        self.norms: set[str] = set()
+        self.norms: dict[str, str] = {}
         self._states: dict[fx.Node, State] = {}
         self.squares: set[fx.Node] = set()
-        self._run()
+        self._run(until)
 
     # -- the pass ----------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, until: Collection[str]) -> None:
         position = self.layout.position
         queue = [position[self.program.nodes[name]] for name in self.layout.carriers.get(self.space, ())]
         heapq.heapify(queue)
@@ -158,12 +159,16 @@ class Flow:
                 continue
             done = index
             node = self.layout.nodes[index]
-            state = self._visit(node)
+            try:
+                state = self._visit(node)
+            except BrokenError as error:
+                raise BrokenError(self.program.origin.get(node.name, node.name)) from error
             if state is not None or node in self.squares:
                 if state is not None:
                     self._states[node] = state
                 for user in node.users:
-                    heapq.heappush(queue, position[user])
+                    if user.name not in until:
+                        heapq.heappush(queue, position[user])
 
     def _visit(self, node: fx.Node) -> State | None:
         if node.op == "placeholder":
@@ -232,13 +237,13 @@ class Flow:
         for state in states:
             for unknown in state.powers if state else ():
                 if self.mode == "basis":
-                    raise BrokenError("a value that takes no change of basis")
+                    raise BrokenError("it takes no change of basis")
                 self.system.zero(unknown)
 
     def stop(self, node: fx.Node) -> None:
         """Nothing passes: every input has power zero."""
         if self.mode == "basis":
-            raise BrokenError(self.program.origin.get(node.name, node.name))
+            raise BrokenError(operation(node))
         self.zero(*(self.state(a) for a in node.all_input_nodes))
 
     def equal(self, states: list[State], axes: list[int]) -> State | None:
@@ -314,7 +319,7 @@ class Flow:
         if name in SAME:
             self.squares.add(node)
         elif name in ("mean", "sum") and not self.out(node):
-            self.norms.add("root-mean-square")
+            self.norms["root-mean-square"] = node.name
         else:
             self.stop(node)
 

@@ -379,7 +379,7 @@ def _layer_norm(flow: Flow, node: fx.Node) -> State | None:
         if (key := _vector(flow, scale)) is None:
             return flow.stop(node)
         flow.scales.setdefault(key, []).append(node.name)
-    flow.norms.add("centred" if centred else "root-mean-square")
+    flow.norms["centred" if centred else "root-mean-square"] = node.name
     return flow.equal([value, *([bias] if bias is not None else [])], axes) or flow.stop(node)
 
 
@@ -409,5 +409,5 @@ def _length(flow: Flow, node: fx.Node) -> State | None:
     if flow.mode == "scale" or order != 2 or flow.out(node):
         return flow.stop(node)
     if flow.mode == "basis":
-        flow.norms.add("root-mean-square")
+        flow.norms["root-mean-square"] = node.name
     return None

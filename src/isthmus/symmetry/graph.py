@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from isthmus.errors import InputError
 from isthmus.program import Program
 from isthmus.symmetry.axes import Axis, spaces_of, without
+from isthmus.symmetry.computed import computed
 from isthmus.symmetry.flow import Layout
 from isthmus.symmetry.gauges import Gauge, Opening, answering, gauges_of, group
 
@@ -151,6 +152,14 @@ class SymmetryGraph:
             if gauge.space in found:
                 found[gauge.space].append(gauge)
         return {name: group(gauges) for name, gauges in found.items()}
+
+    @cached_property
+    def computed(self) -> dict[str, str]:
+        """Spaces whose units may not be added up -> the operation that computes a weight from parameters there.
+
+        A weight norm divides by the length of a row, which for a sum of rows is another.
+        """
+        return computed(self._flows, self.spaces)
 
     @cached_property
     def unread(self) -> tuple[str, ...]:

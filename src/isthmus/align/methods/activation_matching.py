@@ -13,7 +13,7 @@ from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost, identity_orders
 from isthmus.align.observe import Where, observations
 from isthmus.align.orders.assignment import inside
 from isthmus.align.orders.balance import balance
-from isthmus.align.orders.channels import agreements, evidence_of, solve
+from isthmus.align.orders.channels import agreements, break_ties, evidence_of, solve
 from isthmus.align.orders.full_groups import (
     FullMatching,
     Groups,
@@ -22,6 +22,7 @@ from isthmus.align.orders.full_groups import (
     check_choices,
     wide,
 )
+from isthmus.align.orders.matching import Matching
 from isthmus.errors import InputError
 from isthmus.maps import Permutation, Transport
 from isthmus.symmetry import (
@@ -122,7 +123,8 @@ def activation_matching(
             dead += int((moments.variance[0] <= 0).sum() + (moments.variance[column] <= 0).sum())
         if groups == "full":
             run = FullMatching(limited, wide(graph, ordered[0]), wide(graph, ordered[column]), held=held)
-            element = _solve_in_full(limited, values, matrices, run)
+            weights = Matching(limited, ordered[0], ordered[column], seed=0)
+            element = _solve_in_full(limited, values, matrices, run, weights)
             element = frames[column].then(element, limited).then(frames[0].inverse(limited), limited)
             orders = dict(element.orders)
             maps = {name: Permutation(order) for name, order in orders.items()}
@@ -158,10 +160,11 @@ def _solve_in_full(
     values: Mapping[str, Sequence[tuple[str, int]]],
     matrices: Mapping[tuple[str, int], Tensor],
     run: FullMatching,
+    weights: Matching,
 ) -> Element:
     """One solution per space in its full group, outer spaces before what is inside them.
 
-    What no activation shows by itself (queries inside a group) is settled by the weights.
+    What no activation shows by itself (queries inside a group) is settled by the weights, and so are ties.
     """
     known = graph.spaces
     orders = identity_orders(graph)
@@ -176,6 +179,8 @@ def _solve_in_full(
         # Queries and keys are seen before their phases are known: pair by pair of heads, or not at all.
         plain = [p for p in values[name] if not any(_holds(graph.values[p[0]][p[1]], g.size) for g in planes)]
         evidence = evidence_of(graph, space, plain, matrices, orders)
+        if not any(gauge.kind in DENSE for n in (name, *evidence.inner) for gauge in run.gauges[n]):
+            break_ties(evidence, weights.evidence(space, orders))
         solutions = [
             (n, run.best(n, *_signed(run, n, values[n], pairs))) for n, pairs in evidence.inner.items()
         ]

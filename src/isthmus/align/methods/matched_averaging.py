@@ -19,7 +19,7 @@ from isthmus.errors import InputError
 from isthmus.maps import Membership, Transport
 from isthmus.maps.elementwise import absorb
 from isthmus.progress import task
-from isthmus.symmetry import SymmetryGraph, counted
+from isthmus.symmetry import Count, SymmetryGraph, counted
 
 Averaging = Literal["count", "map", "paper"]
 
@@ -97,11 +97,13 @@ def matched_averaging(
     if problems:
         raise InputError("matched-averaging was given wrong options", problems)
     graphs = list(graphs or [graph] * len(models))
-    spaces = mixable(graph)
+    spaces = mixable(graph, graphs if average == "count" else ())
     check_rest(graphs, spaces)
     check_counted(graphs, spaces, ("mean", "sum", "told"))
     maps, notes = orders_of_the_rest(graphs, models, spaces, data, reference, seed=seed)
-    counts = {name: found for name, found in counted(graph).items() if name in spaces}
+    # A unit more is a row of zeros, of which not every weight can be computed.
+    computed = {name: (Count(place, "told"),) for name, place in graph.computed.items()}
+    counts = {name: found for name, found in (computed | counted(graph)).items() if name in spaces}
     notes += [
         f"{name}: stays at {graph.spaces[name].size} units, which {listed(found)} counts"
         for name, found in counts.items()

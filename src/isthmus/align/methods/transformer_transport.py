@@ -101,10 +101,10 @@ def transformer_transport(
     found, seen = joint(
         [graph] * len(models), models, data, plain, at="pre-activation", stream="pooled", limit=limit
     )
-    rest = spaces if heads == "per-head" else tuple(graph.spaces)
+    flat = _Flat(graph, program) if heads != "per-head" else None
+    rest = (*spaces, *(flat.heads if flat else ()))
     maps, notes = orders_of_the_rest([graph] * len(models), models, rest, data, reference, limit)
     flow = _Flow(graph, program, streams if walked else [])
-    flat = _Flat(graph, program) if heads != "per-head" else None
     wanted = {*flow.seen, *(flat.seen if flat else ())}
     requests = [features.Request(*place, "joint") for place in sorted(wanted)]
     requests += [features.Request(*place) for place in flow.met]
@@ -276,6 +276,17 @@ class _Flat:
         self.graph, self.program = graph, program
         outer = {name for space in graph.spaces.values() for name in space.within}
         self.heads = {name for name, space in graph.spaces.items() if space.within} | outer
+        # Heads of weights that are computed from parameters are reordered, with all that is on axes with them.
+        fixed = self.heads & graph.computed.keys()
+        while more := {
+            name
+            for axes in graph.layout.values()
+            for axis in axes
+            if spaces_of(axis) & fixed
+            for name in spaces_of(axis) & self.heads - fixed
+        }:
+            fixed |= more
+        self.heads -= fixed
         self.made: dict[tuple[str, int], str] = {}
         for node in program.graph.nodes:
             if node.name in program.dynamic and program.applies_weight(node):

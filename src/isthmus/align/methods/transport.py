@@ -101,7 +101,7 @@ def transport(
         by = "weights" if data is None else "activations"
     _check(by, metric, mass, sweeps, data)
     graphs = list(graphs or [graph] * len(models))
-    spaces = mixable(graph)
+    spaces = mixable(graph, graphs if solver == "exact" and mass == "uniform" else ())
     check_rest(graphs, spaces)
     near = check_counted(graphs, spaces, ("sum",))
     maps, notes = orders_of_the_rest(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from isthmus.align.alignment import ALIGNMENTS, Alignment, Cost
+from isthmus.align.mixed.constant import constants_paired
 from isthmus.align.mixed.joint import (
     Joint,
     check_counted,
@@ -18,10 +20,11 @@ from isthmus.align.mixed.joint import (
     mixable,
     orders_of_the_rest,
 )
+from isthmus.align.mixed.rows import in_order, rows
 from isthmus.align.mixed.zipping import memberships, zipped
 from isthmus.align.observe import Where
 from isthmus.errors import InputError
-from isthmus.maps import Transport
+from isthmus.maps import Map, Transport
 from isthmus.progress import task
 from isthmus.symmetry import SymmetryGraph
 
@@ -77,26 +80,35 @@ def zipit(
         InputError: a bad option, or "optimal" for other than two models of equal widths.
         MismatchError: different widths along what the program sums over, where every unit counts.
 
-    Source: we differ from the published code in five ways. A model's weight stands in the rows of A, so that groups of
+    Source: we differ from the published code in six ways. A model's weight stands in the rows of A, so that groups of
         one model's units keep their mass at any weights. The budget is what it says (theirs allows one merge too
         many), and counts each merge of two groups that both hold units of a model. With beta = 0 no group holds two
         units of one model. The discount never raises a similarity. Theirs counts from the second unit of a group,
-        which is the same for two models; of more, it would discount the third copy of one and the same unit.
+        which is the same for two models; of more, it would discount the third copy of one and the same unit. Units
+        that do not vary (dead on the data) correlate 0 with all in theirs, so that they are left over, and units
+        that answer are merged within a model in their place; here those of several models that are most alike in
+        value and weights count as one unit (correlation 1).
     """
     if data is None:
         raise InputError("zipit needs calibration data", hint="pass data=")
     _check(alpha, beta, pairing)
     graphs = list(graphs or [graph] * len(models))
-    spaces = mixable(graph)
+    spaces = mixable(graph, graphs if beta == 0 and pairing == "greedy" else ())
     check_rest(graphs, spaces)
     near = check_counted(graphs, spaces, ("sum",))
     found, seen = joint(graphs, models, data, spaces, at=at, stream=stream, limit=limit)
     maps, notes = orders_of_the_rest(graphs, models, spaces, data, reference, limit)
     costs: list[Cost] = []
     with task("zipping", total=len(found), unit="spaces") as advance:
-        for name, statistics in found.items():
-            target = graph.spaces[name].size
-            similarity = statistics.correlation
+        for name in in_order(graph, list(found)):
+            statistics, target = found[name], graph.spaces[name].size
+            told = (
+                graphs,
+                models,
+                maps,
+                {n for n in graph.spaces if n not in spaces or n in maps[reference]},
+            )
+            similarity = constants_paired(statistics, partial(_rows, name, *told), reference)
             if pairing == "optimal":
                 groups = _optimal(similarity, statistics.sizes, name)
             else:
@@ -106,7 +118,7 @@ def zipit(
                 if index != reference:
                     costs.append(_cost(index, name, statistics, groups, reference))
             advance(1)
-    notes += near + dead_units(found, "correlate with none")
+    notes += near + dead_units(found, "correlate with none: told by values and weights")
     unseen = [name for name in spaces if name not in found]
     if unseen:
         notes.append(f"no value shows {', '.join(unseen)}: left in place")
@@ -133,6 +145,21 @@ def _check(alpha: float, beta: float, pairing: str) -> None:
         problems.append(f"pairing {pairing!r} is neither 'greedy' nor 'optimal'")
     if problems:
         raise InputError("zipit was given wrong options", problems)
+
+
+def _rows(
+    name: str,
+    graphs: Sequence[SymmetryGraph],
+    models: Sequence[Mapping[str, Tensor]],
+    maps: Sequence[Mapping[str, Map]],
+    known: Collection[str],
+    index: int,
+) -> Tensor:
+    """What a model's units are made of, as far as what they read is in common coordinates."""
+    try:
+        return rows(graphs[index], models[index], name, maps[index], known)
+    except InputError:  # nothing is yet: units are told by their places
+        return torch.arange(graphs[index].spaces[name].size)[:, None].double()
 
 
 def _optimal(similarity: Tensor, sizes: Sequence[int], name: str) -> Tensor:

@@ -1,9 +1,9 @@
 """All models' units of a space side by side: what methods that mix units look at.
 
 A *mixable* space is one whose units may be added up: nothing has an order per unit of it, no weight holds it in a
-product with another space, and no weight of it is used in several ways. Heads, groups and what is inside them are
-not, nor is a stream whose embedding is the head as well: they can only change their order, and `orders_of_the_rest`
-finds it.
+product with another space, no weight of it is used in several ways, and none is computed from parameters by what is
+not linear. Heads, groups and what is inside them are not, nor is a stream whose embedding is the head as well, or what
+weight norm writes: they can only change their order, and `orders_of_the_rest` finds it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,22 @@ from isthmus.align.mixed.unequal import orders_across
 from isthmus.align.observe import Where, observations
 from isthmus.errors import InputError, MismatchError
 from isthmus.maps import Map, Permutation, positions_in
-from isthmus.program import Program
 from isthmus.symmetry import Blocks, Count, SymmetryGraph, counted, spaces_of
 from isthmus.symmetry.axes import parts_of
 from isthmus.symmetry.counting import Kind
 
 
-def mixable(graph: SymmetryGraph) -> tuple[str, ...]:
-    """The spaces whose units may be mixed, outer ones and nested ones left out."""
+def mixable(graph: SymmetryGraph, orders: Sequence[SymmetryGraph] = ()) -> tuple[str, ...]:
+    """The spaces whose units may be mixed, outer ones and nested ones left out.
+
+    Args:
+        graph: the symmetries.
+        orders: every model's, for a method whose maps between as many units are orders, which pass however weights
+            are computed: such spaces are then among them too.
+    """
+    computed = {
+        name for name in graph.computed if not orders or len({own.spaces[name].size for own in orders}) > 1
+    }
     outer = {name for space in graph.spaces.values() for name in space.within}
     mixed = {
         name
@@ -56,7 +64,7 @@ def mixable(graph: SymmetryGraph) -> tuple[str, ...]:
     return tuple(
         name
         for name, space in graph.spaces.items()
-        if not space.within and name not in outer and name not in mixed
+        if not space.within and name not in outer and name not in mixed and name not in computed
     )
 
 
@@ -66,15 +74,11 @@ def _shared(graph: SymmetryGraph) -> set[str]:
     What one of them writes another reads. A weight takes A for the one and B for the other, which are the same for
     orders alone.
     """
-    program = graph.program
-    if isinstance(program, Program):
-        keys: set[str] = set()
-        for name, key in program.weights.items():
-            node = program.nodes[name]
-            ways = {(u.target, tuple(i for i, a in enumerate(u.args) if a is node)) for u in node.users}
-            keys |= {key} if len(ways) > 1 else set()
-    else:  # a graph that was read from a file does not know what uses a weight
-        keys = set(program.tied.values())
+    program, keys = graph.program, set[str]()
+    for name, key in program.weights.items():
+        node = program.nodes[name]
+        ways = {(u.target, tuple(i for i, a in enumerate(u.args) if a is node)) for u in node.users}
+        keys |= {key} if len(ways) > 1 else set()
     return {space for key in keys for axis in graph.layout.get(key, ()) for space in spaces_of(axis)}
 
 
@@ -216,7 +220,8 @@ def check_rest(graphs: Sequence[SymmetryGraph], mixed: Iterable[str]) -> None:
     ]
     if problems:
         raise MismatchError(
-            "units of heads, groups and tied weights can only change their order: there must be as many in every model",
+            "units of heads, groups, tied and computed weights can only change their order: "
+            "there must be as many in every model",
             problems,
         )
 
@@ -277,15 +282,23 @@ def orders_of_the_rest(
         One mapping per model, and notes.
     """
     rest = [name for name in graphs[0].spaces if name not in set(mixed)]
+    notes = [
+        f"{name}: units are not added up, since a weight is computed from them by {graphs[0].computed[name]}"
+        for name in rest
+        if name in graphs[0].computed
+    ]
     none: list[dict[str, Map]] = [{} for _ in models]
     if not rest:
         return none, []
     named = ", ".join(rest)
     if any(graph is not graphs[0] for graph in graphs):
         if data is None:
-            return none, [f"left in place: in models of several widths activations alone match {named}"]
+            return none, [
+                *notes,
+                f"left in place: in models of several widths activations alone match {named}",
+            ]
         across, unseen = orders_across(graphs, models, rest, data, reference, limit)
-        notes = [f"can only be reordered, by activations: {named}"]
+        notes += [f"can only be reordered, by activations: {named}"]
         notes += [f"no value shows {', '.join(unseen)}: left in place"] if unseen else []
         return [{name: Permutation(order) for name, order in own.items()} for own in across], notes
     if data is None:
@@ -298,4 +311,4 @@ def orders_of_the_rest(
         {name: Permutation(order) for name, order in t.orders.items() if name in rest}
         for t in found.transports
     ]
-    return moved, [f"can only be reordered, by {found.method}: {named}", *found.notes]
+    return moved, [*notes, f"can only be reordered, by {found.method}: {named}", *found.notes]

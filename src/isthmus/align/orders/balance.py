@@ -41,7 +41,9 @@ def balance(graph: SymmetryGraph, weights: Mapping[str, Tensor], sweeps: int = S
         An element without orders. A scale that nothing opposes (before a batch norm) is chosen such that
         each unit has length one.
     """
-    chosen = [g for g in graph.gauges.values() if g.kind in ("positive", "invertible", "planes")]
+    found = [g for g in graph.gauges.values() if g.kind in ("positive", "invertible", "planes")]
+    # A scale per outer unit is nothing new where each unit inside has one of its own, in the same weights.
+    chosen = [g for g in found if not any(_covers(other, g) for other in found)]
     current = {key: weights[key] for key in _keys(chosen) if key in weights}
     total = Element()
     for _ in range(sweeps):
@@ -56,6 +58,12 @@ def balance(graph: SymmetryGraph, weights: Mapping[str, Tensor], sweeps: int = S
         if largest < STILL:
             break
     return total
+
+
+def _covers(inner: Gauge, outer: Gauge) -> bool:
+    """Whether scales of units inside hold those of the units that they are inside."""
+    same = inner.kind == outer.kind == "positive" and set(inner.slots) == set(outer.slots)
+    return same and outer.space in inner.within
 
 
 def _keys(gauges: list[Gauge]) -> list[str]:
@@ -136,7 +144,12 @@ def _limits(
         for occurrence, view in views:
             if occurrence == slot.occurrence:
                 limit = (slot.offset / (view.double() + slot.offset)) ** (1 / float(slot.power))
-                yield (limit * (1 + 1e-6), None) if slot.power > 0 else (None, limit * (1 - 1e-6))
+                # One scale for all variances that a unit has.
+                limit = limit.reshape(*limit.shape[: len(gauge.within) + 1], -1)
+                if slot.power > 0:
+                    yield limit.amax(-1) * (1 + 1e-6), None
+                else:
+                    yield None, limit.amin(-1) * (1 - 1e-6)
 
 
 def _grams(graph: SymmetryGraph, gauge: Gauge, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -50,13 +50,13 @@ def solve(
         if not values.get(name):
             continue
         evidence = evidence_of(graph, space, values[name], matrices, orders)
-        _break_ties(evidence, weights.evidence(space, orders))
+        break_ties(evidence, weights.evidence(space, orders))
         order, inner = evidence.solve()
         orders |= {name: order, **inner}
     return orders
 
 
-def _break_ties(evidence: Evidence, weights: Evidence) -> None:
+def break_ties(evidence: Evidence, weights: Evidence) -> None:
     """Where activations say nothing (dead units), let the weights decide."""
     evidence.direct = evidence.direct + _hint(weights.direct, evidence.direct)
     for name, similarity in evidence.inner.items():
