@@ -75,6 +75,20 @@ def test_names_that_differ_in_a_number_fold(names: list[str], found: list[str]):
     assert spaces.folded(names) == found
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "shown"),
+    [
+        ("ups.{0..1}.weight[0]", "ups.{0..1}", "ups.{0..1}.weight[0]"),
+        ("net.ups.{0..1}.weight[0]", "net.ups.{0..1}", ".{0..1}.weight[0]"),
+        ("blocks.{0..1}.qkv.weight[0]", "blocks.{0..1}.qkv/0", ".qkv.weight[0]"),
+        ("blocks.{0,2}.out.weight[1]", "blocks.{0,2}.qkv", ".out.weight[1]"),
+        ("stem.weight[0]", "stem", "stem.weight[0]"),
+    ],
+)
+def test_a_name_beside_another_goes_without_their_module(name: str, other: str, shown: str):
+    assert spaces._beside(name, other) == shown
+
+
 def test_json_and_saved_graph_and_reading_it(tmp_path: Path):
     shown = run(*MLP, "--json", "--save", "graph.json", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr

@@ -101,6 +101,9 @@ def folded(names: Iterable[str]) -> list[str]:
     ]
 
 
+# What parts modules: not the dots of a range.
+_DOT = re.compile(r"\.(?![^{]*\})")
+
 # A number of its own, as layers have: not the 2 of conv2 nor the axis in brackets.
 _NUMBER = re.compile(r"(?:(?<=\.)|(?<=^)|(?<=_))\d+(?=[./~\[]|$)")
 
@@ -126,7 +129,8 @@ def _ranges(pattern: str, numbers: Sequence[tuple[int, ...]]) -> str:
 
 def _beside(name: str, other: str) -> str:
     """A name as seen from another: what stands in the same module, a few deep, goes without the module's name."""
-    module = other.partition("/")[0].rpartition(".")[0]
+    path = other.partition("/")[0]
+    module = path[: max((dot.start() for dot in _DOT.finditer(path)), default=0)]
     return name[len(module) :] if module.count(".") and name.startswith(f"{module}.") else name
 
 
