@@ -91,6 +91,25 @@ def test_lists_over_the_layers_are_those_of_the_models(recipe: Make, tmp_path: P
     assert f"config.json: layer_types, a list over the layers, is left out: {plain} has none" in plan.notes
 
 
+def test_lists_of_the_numbers_of_layers_name_those_of_the_output(recipe: Make, tmp_path: Path):
+    model(tmp_path / "x", 4, mlp_only_layers=[0, 3], attn_layer_indices=[], eos_token_ids=[1], wide_layers=[7])
+    model(tmp_path / "y", 3, mlp_only_layers=[1], attn_layer_indices=[2])
+    x, y = tmp_path / "x", tmp_path / "y"
+    same = isthmus.plan(recipe(stacked((x, 0, 4))))
+    assert settings(same)["mlp_only_layers"] == [0, 3] and not any("numbers of" in n for n in same.notes)
+    plan = isthmus.plan(recipe(stacked((x, 2, 4), (y, 1, 3), (x, 0, 1))))
+    told = settings(plan)
+    assert told["mlp_only_layers"] == [1, 2, 4] and told["attn_layer_indices"] == [3]
+    assert told["eos_token_ids"] == [1] and told["wide_layers"] == [7]
+    assert "config.json: mlp_only_layers, numbers of layers, follows them" in plan.notes
+
+    model(tmp_path / "z", 4, mlp_only_layers=[0])
+    text = f"models: [{{model: {x}}}, {{model: {tmp_path}/z}}]\nmerge_method: linear\nparameters: {{weight: 1}}\n"
+    plan = isthmus.plan(recipe(text))
+    assert settings(plan)["mlp_only_layers"] == [0, 3]
+    assert "config.json: models differ in mlp_only_layers of layers that are merged: 3" in plan.notes
+
+
 def test_models_that_differ_in_a_list_where_they_are_merged_are_told(recipe: Make, tmp_path: Path):
     model(tmp_path / "x", 3, layer_types=["f", "s", "f"])
     model(tmp_path / "y", 3, layer_types=["f", "f", "s"])

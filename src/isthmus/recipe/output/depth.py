@@ -18,6 +18,11 @@ _Path = tuple[str, ...]
 # Lists that may be as long as there are layers, and are about something else.
 _OTHERS = re.compile(r"architectures|.*tokens?(_ids?)?|.*labels?|(image|patch|crop|kernel|window)_size")
 
+# Lists of the numbers of some layers: mlp_only_layers, attn_layer_indices, full_attn_idxs.
+_NUMBERS = re.compile(
+    r"\w+_layers|(\w+_)?layers?_(indices|indexes|idxs?|ids)|\w*attn\w*_(indices|indexes|idxs?|ids)"
+)
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -38,6 +43,7 @@ def follow_layers(
 
     Each number of layers becomes that of the layers that are written. Lists with an entry per layer (`layer_types`)
     take theirs from the configurations of the models that the layers come from: of several the donor's, else the first.
+    Lists of the numbers of some layers (`mlp_only_layers`) name the layers that come from those.
 
     Args:
         config: the donor's; is changed.
@@ -132,7 +138,30 @@ class _Lists:
             if apart:
                 few = ", ".join(map(str, apart[:3])) + (", ..." if len(apart) > 3 else "")
                 notes.append(f"config.json: models differ in {key} of layers that are merged: {few}")
+        return notes + self._renumber(part, count)
+
+    def _renumber(self, part: dict[str, object], count: int) -> list[str]:
+        """Have lists of the numbers of some layers name the layers of the output that come from those."""
+        notes: list[str] = []
+        for key in list(_by_number(part, count)):
+            among = [[self._named(key, layer) for layer in sources] for sources in self.origin]
+            moved = [n for n, told in enumerate(among) if told[0]]
+            if moved != part[key]:
+                part[key] = moved
+                notes.append(f"config.json: {key}, numbers of layers, follows them")
+            if apart := [str(n) for n, told in enumerate(among) if len(set(told)) > 1]:
+                few = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
+                notes.append(f"config.json: models differ in {key} of layers that are merged: {few}")
         return notes
+
+    def _named(self, key: str, layer: _Layer) -> bool:
+        """Whether a layer is among those of a list: its own model's, or the donor's where that is as deep."""
+        own, donors = _theirs(self.parents[layer.model], self.path), _theirs(self.donor, self.path)
+        if own is None or (key not in own[0] and donors is not None and donors[1] == own[1]):
+            own = donors
+        if own is None or key not in _by_number(*own):
+            return False
+        return layer.number in cast("Sequence[object]", own[0][key])
 
     def _absent(self, part: Mapping[str, object]) -> dict[str, str]:
         """Lists that a model has of its layers and the donor has not, with the first such model."""
@@ -168,6 +197,16 @@ def _per_layer(part: Mapping[str, object], count: int) -> Iterator[str]:
             continue
         if len(cast("Sequence[object]", value)) == count:
             yield key
+
+
+def _by_number(part: Mapping[str, object], count: int) -> Iterator[str]:
+    """The keys that name some of the layers by their numbers."""
+    every = set(_per_layer(part, count))
+    for key, value in part.items():
+        if isinstance(value, list) and key not in every and _NUMBERS.fullmatch(key):
+            numbers = cast("list[object]", value)
+            if numbers == sorted({n for n in numbers if type(n) is int and 0 <= n < count}):
+                yield key
 
 
 def _part(config: Mapping[str, object], path: _Path) -> dict[str, object]:
