@@ -321,7 +321,9 @@ class _Comparison:
             f"{_percent(merged.accuracy)}"
         )
         if self.validation[best].accuracy >= self.parents:
-            return f"{text}, which on validation is no less than the parents' mean: nothing need be kept apart."
+            return (
+                f"{text}, which on validation is no less than the parents' mean: nothing need be kept apart."
+            )
         if bridge is None:
             return f"{text}; no depth that was tried brings a kept-apart merge to the parents' mean."
         row = next(row for name, row in self._kinds("kept-apart") if name == bridge)

@@ -141,7 +141,7 @@ def merge(
 
     Raises:
         InputError: a bad option or a missing argument.
-        MismatchError: the models do not have the same keys and shapes; all differences are listed.
+        MismatchError: the models do not have the same keys and shapes; all differences are counted, six of each kind named.
         WeightsError: a weight is not finite, or a file cannot be read.
         ExportError, VerificationError: the architecture cannot be read, or not rightly.
         DataError: the data is empty or does not fit.

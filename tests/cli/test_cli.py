@@ -98,7 +98,7 @@ class Bomb:
     [
         (["a.safetensors", "gone.safetensors"], ["gone.safetensors"]),
         (["a.safetensors", "bomb.pt"], ["bomb.pt"]),
-        (["a.safetensors", "narrow.safetensors", *ARCH], ["narrow.", "features.0.weight", "classifier."]),
+        (["a.safetensors", "narrow.safetensors", *ARCH], ["narrow.", "features.0.weight", "and 13 more"]),
         (["a.safetensors", "nan.safetensors", *ARCH], ["nan.safetensors", "classifier.bias"]),
         (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:nothing"], ["nothing"]),
         (["a.safetensors", "b.safetensors", "--arch", "isthmus.zoo:demo_vgg", "bass=4"], ["bass"]),

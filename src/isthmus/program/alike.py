@@ -37,11 +37,12 @@ def check_alike(module: nn.Module, others: Mapping[str, nn.Module], example: Inp
     Examples:
         >>> from torch import nn
         >>> nets = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 4), nn.Tanh())]
-        >>> check_alike(nets[0], {"models[1]": nets[1]}, torch.ones(2, 4))
-        Traceback (most recent call last):
-        ...
-        isthmus.errors.MismatchError: the modules are not one program
-        ...
+        >>> check_alike(nets[0], {"models[0]": nets[0]}, torch.ones(2, 4))
+        >>> try:
+        ...     check_alike(nets[0], {"models[1]": nets[1]}, torch.ones(2, 4))
+        ... except MismatchError as error:
+        ...     print(error.what)
+        the modules are not one program, though their weights have the same names and shapes
     """
     batch = example_of(example)
     wrong: list[str] = []
