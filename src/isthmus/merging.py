@@ -141,7 +141,8 @@ def merge(
 
     Raises:
         InputError: a bad option or a missing argument.
-        MismatchError: the models do not have the same keys and shapes; all differences are counted, six of each kind named.
+        MismatchError: the models do not have the same keys and shapes (all are counted, some named), or
+            are not one program.
         WeightsError: a weight is not finite, or a file cannot be read.
         ExportError, VerificationError: the architecture cannot be read, or not rightly.
         DataError: the data is empty or does not fit.
