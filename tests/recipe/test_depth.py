@@ -92,7 +92,9 @@ def test_lists_over_the_layers_are_those_of_the_models(recipe: Make, tmp_path: P
 
 
 def test_lists_of_the_numbers_of_layers_name_those_of_the_output(recipe: Make, tmp_path: Path):
-    model(tmp_path / "x", 4, mlp_only_layers=[0, 3], attn_layer_indices=[], eos_token_ids=[1], wide_layers=[7])
+    model(
+        tmp_path / "x", 4, mlp_only_layers=[0, 3], attn_layer_indices=[], eos_token_ids=[1], wide_layers=[7]
+    )
     model(tmp_path / "y", 3, mlp_only_layers=[1], attn_layer_indices=[2])
     x, y = tmp_path / "x", tmp_path / "y"
     same = isthmus.plan(recipe(stacked((x, 0, 4))))
