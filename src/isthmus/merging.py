@@ -189,10 +189,8 @@ def merge(
     if origin is not None:
         files.check_same(states[target], origin, (names[target], "the base"))
         files.check_finite(origin, "the base")
-    if module is not None and graphs is None and not (example is None and data is None):
-        given, here = [*zip(names, models, strict=True), ("the base", base)], shapes(module.state_dict())
-        theirs = {name: m for name, m in given if isinstance(m, nn.Module) and shapes(m.state_dict()) == here}
-        check_alike(module, theirs, _example(example, data))
+    if module is not None and graphs is None:
+        _check_programs(module, dict(zip([*names, "the base"], [*models, base], strict=True)), example, data)
     known = None
     if not isinstance(statistics, Mapping) and statistics is not None:
         known = [{k: v for k, v in state_of(s).items() if k not in own[target]} for s in statistics]
@@ -463,6 +461,20 @@ def _graphs(
             hint = f"of several widths: modules (--arch for each, in order), aligned by {able}"
             raise MismatchError(error.what, error.where, hint) from None
     return None
+
+
+def _check_programs(
+    module: nn.Module,
+    models: Mapping[str, Mergeable | None],
+    example: Inputs | None,
+    data: Iterable[object] | None,
+) -> None:
+    """Where there is something to run them on, refuse modules that compute something else than the architecture."""
+    here = shapes(module.state_dict())
+    others = {name: m for name, m in models.items() if isinstance(m, nn.Module) and m is not module}
+    others = {name: m for name, m in others.items() if shapes(m.state_dict()) == here}
+    if others and not (example is None and data is None):
+        check_alike(module, others, _example(example, data))
 
 
 def _module(
