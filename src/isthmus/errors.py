@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+#: What a module, a program or a kernel raises on inputs that do not fit it.
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says in its first line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
 
 class IsthmusError(Exception):
     """What went wrong, where, and what to try.

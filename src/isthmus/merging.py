@@ -471,8 +471,11 @@ def _check_programs(
 ) -> None:
     """Where there is something to run them on, refuse modules that compute something else than the architecture."""
     here = shapes(module.state_dict())
-    others = {name: m for name, m in models.items() if isinstance(m, nn.Module) and m is not module}
-    others = {name: m for name, m in others.items() if shapes(m.state_dict()) == here}
+    others = {
+        name: m
+        for name, m in models.items()
+        if isinstance(m, nn.Module) and m is not module and shapes(m.state_dict()) == here
+    }
     if others and not (example is None and data is None):
         check_alike(module, others, _example(example, data))
 

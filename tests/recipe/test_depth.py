@@ -105,6 +105,11 @@ def test_lists_of_the_numbers_of_layers_name_those_of_the_output(recipe: Make, t
     assert told["eos_token_ids"] == [1] and told["wide_layers"] == [7]
     assert "config.json: mlp_only_layers, numbers of layers, follows them" in plan.notes
 
+    # A list over the layers whose name might be that of a list of numbers, and which is 0 and 1 once it is cut.
+    model(tmp_path / "flags", 4, no_rope_layers=[1, 0, 1, 1])
+    told = settings(isthmus.plan(recipe(stacked((tmp_path / "flags", 1, 3)))))
+    assert told["no_rope_layers"] == [0, 1]
+
     model(tmp_path / "z", 4, mlp_only_layers=[0])
     text = f"models: [{{model: {x}}}, {{model: {tmp_path}/z}}]\nmerge_method: linear\nparameters: {{weight: 1}}\n"
     plan = isthmus.plan(recipe(text))

@@ -395,6 +395,15 @@ def test_a_block_of_a_model_that_nothing_reads_is_told(recipe: Make, block: str,
     assert expected in found and "recipe.yml:8" in found
 
 
+def test_a_plan_knows_what_the_engine_counts_with_though_it_imports_no_torch():
+    from isthmus.combine import BLOCK, trimming
+    from isthmus.combine.compiled import loops
+    from isthmus.engine import local
+
+    assert (costs._BLOCK, costs._SCRATCH, costs._MASKS) == (8 * BLOCK, local._SCRATCH, trimming.HELD)
+    assert (costs._WORTH, costs._COMPILING) == (loops.WORTH, loops.MEMORY)
+
+
 def test_a_long_merge_says_that_loops_would_shorten_it(recipe: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(costs, "_WORTH", 0)
     monkeypatch.setattr(costs, "_LONG", 0.0)

@@ -366,9 +366,8 @@ def total(values: Tensor) -> float:
     """The sum of a block, in an order of its own: the same for any number of threads and any processor."""
     flat = values.reshape(-1).numpy(force=True)
     whole = flat.size // LANES * LANES
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # whoever looks at the result refuses what is not finite
+    # Whoever looks at the result refuses what is not finite.
+    with np.errstate(over="ignore", invalid="ignore"):
         lanes = np.add.reduce(flat[:whole].reshape(-1, LANES), axis=0)
         lanes[: flat.size - whole] += flat[whole:]
     return total_of_lanes(lanes)

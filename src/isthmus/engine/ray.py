@@ -28,7 +28,7 @@ from isthmus.engine.jobs import Work
 from isthmus.engine.local import Written, fill, key, layout_of, pool_of, tell_what_stays
 from isthmus.engine.memory import size
 from isthmus.engine.stream import Stream
-from isthmus.errors import InputError, IsthmusError, MissingExtraError, WeightsError
+from isthmus.errors import InputError, IsthmusError, MissingExtraError, WeightsError, first_line
 
 T = TypeVar("T")
 
@@ -159,7 +159,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     except Exception as error:  # what Ray raises where it cannot start has no class of its own
         raise InputError(
             f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS', 'this machine')}",
-            [str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__],
+            [first_line(error)],
             hint="`ray start --head` starts one; address='auto' finds the one of this machine",
         ) from error
     try:

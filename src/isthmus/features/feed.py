@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from isthmus import progress
-from isthmus.errors import DataError, InputError, IsthmusError, MismatchError
+from isthmus.errors import REFUSALS, DataError, InputError, IsthmusError, MismatchError, first_line
 from isthmus.program import Batch, Program, batches
 
 
@@ -88,10 +88,9 @@ def explained(program: Program, batch: Batch, where: str) -> Iterator[None]:
         yield
     except (IsthmusError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except REFUSALS as error:
         raise DataError(
-            f"the model cannot be run on the data: {lines[0]}",
+            f"the model cannot be run on the data: {first_line(error)}",
             [f"{where}: {line}" for line in _inputs(program, batch)],
             hint="give inputs of the shape and dtype that it was traced with; only the batch size is free",
         ) from error

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from isthmus import program
-from isthmus.errors import DataError, InputError, IsthmusError, MismatchError
+from isthmus.errors import REFUSALS, DataError, InputError, IsthmusError, MismatchError, first_line
 from isthmus.program import Batch, Program, Runner, home
 from isthmus.program.evaluating import evaluating
 
@@ -102,11 +102,10 @@ def _explained(batch: Batch) -> Iterator[None]:
         yield
     except (IsthmusError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except REFUSALS as error:
         values = pytree.tree_leaves((batch.args, batch.kwargs))
         shapes = [f"{tuple(v.shape)} {v.dtype}" for v in values if isinstance(v, torch.Tensor)]
-        raise DataError(f"the model cannot be run on the data: {lines[0]}", shapes) from error
+        raise DataError(f"the model cannot be run on the data: {first_line(error)}", shapes) from error
 
 
 def logits_of(output: object) -> Tensor:

@@ -100,9 +100,9 @@ class Tally:
         if batch.targets is None:
             raise DataError("the data has no targets to compare with", hint="yield (inputs, targets)")
         rows, targets = _rows(logits, batch.targets.to(logits.device))
+        check_classes(targets, rows.shape[1])
         kept = targets != IGNORED
         rows, targets = rows[kept].double(), targets[kept].long()
-        check_classes(targets, rows.shape[1])
         broken = rows.isnan().any(1)
         losses = torch.nn.functional.cross_entropy(rows, targets, reduction="none")
         self.loss += float(losses.masked_fill(broken | losses.isnan(), torch.inf).sum())

@@ -8,15 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from isthmus.errors import MismatchError
+from isthmus.errors import REFUSALS, MismatchError, first_line
 from isthmus.program.batches import Batch, Inputs, example_of, home
 from isthmus.program.evaluating import evaluating
 
 #: The largest difference of outputs, relative to the largest output, that counts as rounding.
 ROUNDING = 1e-3
-
-#: What a module raises that does not take its inputs.
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 def check_alike(module: nn.Module, others: Mapping[str, nn.Module], example: Inputs) -> None:
@@ -46,31 +43,28 @@ def check_alike(module: nn.Module, others: Mapping[str, nn.Module], example: Inp
     """
     batch = example_of(example)
     wrong: list[str] = []
+    if any(value.is_meta for value in module.state_dict().values()):
+        return
     for name, other in others.items():
         state = {key: value.detach() for key, value in other.state_dict().items()}
-        if other is module or any(
-            value.is_meta for value in [*state.values(), *module.state_dict().values()]
-        ):
+        if other is module or any(value.is_meta for value in state.values()):
             continue
         inputs = batch.to(*home(state))
         try:
             ours = _outputs(module, state, inputs)
-        except _REFUSALS:  # it is not known to take this example: reading it will say so
+        except REFUSALS:  # it is not known to take this example: reading it will say so
             continue
         try:
             theirs = _outputs(other, state, inputs)
         except torch.OutOfMemoryError:
             raise
-        except _REFUSALS as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            wrong.append(f"{name}    does not take the example: {said[0]}")
+        except REFUSALS as error:
+            wrong.append(f"{name}    does not take the example: {first_line(error)}")
             continue
         if len(ours) != len(theirs):
             wrong.append(f"{name}    returns {len(theirs)} tensors, the architecture {len(ours)}")
-        else:
-            wrong += [f"{name}    {how}" for a, b in zip(ours, theirs, strict=True) if (how := _apart(a, b))][
-                :1
-            ]
+        elif how := next(filter(None, map(_apart, ours, theirs)), None):
+            wrong.append(f"{name}    {how}")
     if wrong:
         raise MismatchError(
             "the modules are not one program, though their weights have the same names and shapes",

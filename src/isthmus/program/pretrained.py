@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.errors import InputError, MissingExtraError
+from isthmus.errors import InputError, MissingExtraError, first_line
 from isthmus.program.batches import Inputs
 
 #: Answers of transformers models, the first that a model gives counts. Hidden states are the last resort: what a model
@@ -121,7 +121,7 @@ def pretrained(path: str, options: Mapping[str, object] | None = None) -> Pretra
                     str(folder) if folder.is_dir() else path, trust_remote_code=False
                 )
         except Exception as error:  # each configuration checks itself in its own way
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             raise InputError(f"hf:{path} has no configuration that can be read", [first]) from error
         for key, value in {**given, **more}.items():
             *outer, last = key.split(".")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from isthmus.errors import VerificationError
+from isthmus.errors import REFUSALS, VerificationError, first_line
 from isthmus.program import Batch, Inputs, Program, example_of
 from isthmus.symmetry.elements import Element, random_element
 from isthmus.symmetry.gather import reorder
@@ -112,10 +112,9 @@ def verify(
     run = _Outputs(program, batch)
     try:
         reference = run(redrawn)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
+    except REFUSALS as error:
         raise VerificationError(
-            f"the program cannot be run in float64 on inputs as in the example: {said[0]}",
+            f"the program cannot be run in float64 on inputs as in the example: {first_line(error)}",
             [
                 f"an input is {tuple(value.shape)} {value.dtype}"
                 for value in pytree.tree_leaves((batch.args, batch.kwargs))

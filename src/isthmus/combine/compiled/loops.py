@@ -235,13 +235,12 @@ def pairs(block: Block) -> list[Pair] | None:
     tensors = (block.base, *block.models)
     if not all(t.is_cpu and t.dtype in _READ for t in tensors):
         return None
-    loops = LOOPS
-    if loops.after(block.base.numel() * len(block.models)) is None:
+    if LOOPS.after(block.base.numel() * len(block.models)) is None:
         return None
     stored = all(t.dtype == torch.bfloat16 for t in tensors)
     base, *models = (_array(t, stored, f"wide {i}") for i, t in enumerate(tensors))
     length = block.base.shape[-1] if block.base.dim() else 1
-    return [Pair(loops, model, base, length) for model in models]
+    return [Pair(LOOPS, model, base, length) for model in models]
 
 
 _READ = (torch.bfloat16, torch.float16, torch.float32)

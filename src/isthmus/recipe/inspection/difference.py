@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isthmus import progress, weights
 from isthmus.errors import MismatchError
+from isthmus.recipe.language.text import few
 from isthmus.recipe.parents.layers import layout, natural
 
 _BLOCK = 1 << 20  # elements at a time: memory stays small whatever a tensor's size
@@ -143,12 +144,12 @@ class Difference:
             + (f", from {self.names[2]}" if self.names[2:] else "")
         ]
         for model, names in self.only.items():
-            lines.append(f"only in {model}: {len(names)} tensors ({_few(names)})")
+            lines.append(f"only in {model}: {len(names)} tensors ({few(names)})")
         for name, (one, other) in self.reshaped.items():
             lines.append(f"shapes differ: {name}  {one}  {other}")
         if exact:
             differ = [name for name in exact if self.exact[name].differs]
-            told = f"{len(differ)} of {len(exact)} tensors differ" + (f" ({_few(differ)})" if differ else "")
+            told = f"{len(differ)} of {len(exact)} tensors differ" + (f" ({few(differ)})" if differ else "")
             lines.append(f"integers and bools: {told}")
         if tensors:
             lines += [f"{name:{width}}  {self.exact[name]}" for name in exact]
@@ -238,10 +239,6 @@ def difference(a: Path, b: Path, *, base: Path | None = None) -> Difference:
 
 def _learned(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _equality(pair: tuple[weights.Stored, weights.Stored], count: int) -> Equality:

@@ -91,6 +91,11 @@ class Problems:
             raise self.error()
 
 
+def few(items: Sequence[object]) -> str:
+    """The first three, and whether there are more."""
+    return ", ".join(map(str, items[:3])) + (", ..." if len(items) > 3 else "")
+
+
 def near(word: str, known: Iterable[str]) -> str | None:
     """The known word that is nearest, if one is near: hyphens, underscores and capitals are alike."""
     plain = {name.lower().replace("-", "_"): name for name in sorted(set(known))}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from isthmus.recipe.language.text import few
 from isthmus.recipe.parents.layers import counted, counts, layout, numbered
 from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.rows.row import Row
@@ -121,6 +122,7 @@ class _Lists:
             "whose the output has"
             for key, model in self._absent(part).items()
         ]
+        by_number = list(_by_number(part, count))  # before lists over the layers have another length
         for key in list(_per_layer(part, count)):
             items = [[self._item(key, layer) for layer in sources] for sources in self.origin]
             firsts = [told[0] for told in items]
@@ -135,30 +137,19 @@ class _Lists:
                 part[key] = "".join(cast("list[str]", moved)) if isinstance(part[key], str) else moved
                 notes.append(f"config.json: {key}, a list over the layers, follows them")
             apart = [n for n, told in enumerate(items) if any(item not in (None, told[0]) for item in told)]
-            if apart:
-                few = ", ".join(map(str, apart[:3])) + (", ..." if len(apart) > 3 else "")
-                notes.append(f"config.json: models differ in {key} of layers that are merged: {few}")
-        return notes + self._renumber(part, count)
-
-    def _renumber(self, part: dict[str, object], count: int) -> list[str]:
-        """Have lists of the numbers of some layers name the layers of the output that come from those."""
-        notes: list[str] = []
-        for key in list(_by_number(part, count)):
+            notes += _disagreeing(key, apart)
+        for key in by_number:
             among = [[self._named(key, layer) for layer in sources] for sources in self.origin]
             moved = [n for n, told in enumerate(among) if told[0]]
             if moved != part[key]:
                 part[key] = moved
                 notes.append(f"config.json: {key}, numbers of layers, follows them")
-            if apart := [str(n) for n, told in enumerate(among) if len(set(told)) > 1]:
-                few = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
-                notes.append(f"config.json: models differ in {key} of layers that are merged: {few}")
+            notes += _disagreeing(key, [n for n, told in enumerate(among) if len(set(told)) > 1])
         return notes
 
     def _named(self, key: str, layer: _Layer) -> bool:
-        """Whether a layer is among those of a list: its own model's, or the donor's where that is as deep."""
-        own, donors = _theirs(self.parents[layer.model], self.path), _theirs(self.donor, self.path)
-        if own is None or (key not in own[0] and donors is not None and donors[1] == own[1]):
-            own = donors
+        """Whether a layer is among those that a list names."""
+        own = self._told(key, layer)
         if own is None or key not in _by_number(*own):
             return False
         return layer.number in cast("Sequence[object]", own[0][key])
@@ -174,13 +165,23 @@ class _Lists:
         return found
 
     def _item(self, key: str, layer: _Layer) -> tuple[object] | None:
-        """What a list says of a layer: its own model's, or the donor's where that is as deep; None where none does."""
-        own, donors = _theirs(self.parents[layer.model], self.path), _theirs(self.donor, self.path)
-        if own is None or (key not in own[0] and donors is not None and donors[1] == own[1]):
-            own = donors
+        """What a list says of a layer; None where it says nothing."""
+        own = self._told(key, layer)
         if own is None or key not in _per_layer(*own) or layer.number >= own[1]:
             return None
         return (cast("Sequence[object]", own[0][key])[layer.number],)
+
+    def _told(self, key: str, layer: _Layer) -> tuple[Mapping[str, object], int] | None:
+        """Where a key is looked up for a layer: with its own model, or with the donor where that is as deep."""
+        own, donors = _theirs(self.parents[layer.model], self.path), _theirs(self.donor, self.path)
+        if own is None or (key not in own[0] and donors is not None and donors[1] == own[1]):
+            return donors
+        return own
+
+
+def _disagreeing(key: str, layers: Sequence[int]) -> list[str]:
+    """What is said of layers of whose models the configurations say different things."""
+    return [f"config.json: models differ in {key} of layers that are merged: {few(layers)}"] if layers else []
 
 
 def _theirs(parent: Parent, path: _Path) -> tuple[Mapping[str, object], int] | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from isthmus.recipe.language.dialect import NORMALIZED, Method
 from isthmus.recipe.language.ours import Block
 from isthmus.recipe.language.recipe import Recipe
-from isthmus.recipe.language.text import Problems, Where, near
+from isthmus.recipe.language.text import Problems, Where, few, near
 from isthmus.recipe.parents.layers import layout, natural
 from isthmus.recipe.parents.parent import Parent
 from isthmus.recipe.rows.settings import Spot, filters, fits
@@ -249,7 +249,7 @@ class Misfits:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names, key=natural)[:3]) + (", ..." if len(names) > 3 else "")
+    return few(sorted(names, key=natural))
 
 
 def _tensors(count: int) -> str:
